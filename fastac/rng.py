@@ -32,16 +32,17 @@ def hash_bits(seed: int, *counters: Tensor | int, device: torch.device | str | N
     """
     if device is None:
         device = next((c.device for c in counters if isinstance(c, Tensor)), torch.device("cpu"))
-    words = [seed & _MASK, (seed >> 32) & _MASK]
+
+    def scalar(value: int) -> Tensor:  # a fill, not a copy from the host: no synchronisation
+        return torch.full((), value, dtype=torch.int64, device=device)
 
     def absorb(state: Tensor, counter: Tensor | int) -> Tensor:
-        value = counter if isinstance(counter, Tensor) else torch.tensor(counter, device=device)
-        value = value.to(torch.int64)
+        value = counter.to(torch.int64) if isinstance(counter, Tensor) else scalar(counter)
         state = _mix((state ^ (value & _MASK)) + 0x9E3779B9 & _MASK)
         return _mix((state ^ (value >> 32)) + 0x85EBCA6B & _MASK)
 
-    state = _mix(torch.tensor(words[0], device=device))
-    state = _mix(state ^ words[1])
+    state = _mix(scalar(seed & _MASK))
+    state = _mix(state ^ ((seed >> 32) & _MASK))
     return reduce(absorb, counters, state)
 
 
