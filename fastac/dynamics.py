@@ -1,0 +1,139 @@
+"""Training dynamics: what each sample's logits did over training, in a few numbers a sample.
+
+All statistics are of the network's own logits, without α, at the moment a sample was trained on:
+
+    AUM         mean of m_y − max_{j≠y} m_j                  Pleiss et al. 2020, "Identifying Mislabeled Data using
+                                                             the Area Under the Margin Ranking", equation 2
+    p_y         mean and variance over visits (data maps)    Swayamdipta et al. 2020
+    forgetting  times that a sample that had been right came out wrong    Toneva et al. 2019
+    EL2N        mean of ‖softmax(m) − onehot(y)‖₂            Paul et al. 2021
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastac.extras import require
+from fastac.groups import group_ids
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["TrainingDynamics"]
+
+_SUMS = ("margin", "p", "p_squared", "correct", "el2n", "loss")
+
+
+class TrainingDynamics:
+    """Accumulators of N samples, written by the loss: `AutoCleansingLoss(table, dynamics=dynamics)`.
+
+    num_samples: N. num_classes: K ≥ 2. A visit is a backward pass over the sample (with update="forward", a
+    forward pass); ignored targets and rows whose logits are not finite are no visit.
+    """
+
+    _handles = itertools.count(1)
+    _by_handle: weakref.WeakValueDictionary[int, TrainingDynamics] = weakref.WeakValueDictionary()
+
+    def __init__(self, num_samples: int, num_classes: int, *, device: torch.device | str | None = None):
+        for name, value, least in (("num_samples", num_samples, 1), ("num_classes", num_classes, 2)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        self.num_samples, self.num_classes = num_samples, num_classes
+        self.device = torch.empty(0, device=device).device
+        self.count = torch.zeros(num_samples, dtype=torch.int64, device=self.device)
+        self.sums = torch.zeros((num_samples, len(_SUMS)), dtype=torch.float64, device=self.device)
+        self.forgetting = torch.zeros(num_samples, dtype=torch.int64, device=self.device)
+        self.was_correct = torch.zeros(num_samples, dtype=torch.bool, device=self.device)
+        self.anchor = torch.zeros((), device=self.device, requires_grad=True)
+        self.handle = next(self._handles)
+        self._by_handle[self.handle] = self
+
+    @classmethod
+    def from_handle(cls, handle: int) -> TrainingDynamics:
+        """The living accumulators with this number."""
+        try:
+            return cls._by_handle[handle]
+        except KeyError:
+            raise RuntimeError("the TrainingDynamics that this loss was computed with no longer exists") from None
+
+    @torch.no_grad()
+    def record(self, index: Tensor, statistics: Tensor) -> None:
+        """Add one visit a row. index: (B,) int64, negative where there was none. statistics: (B, 5) float32, the
+        columns that fastac.eager.statistics returns. The same sample twice is two visits, in the batch's order."""
+        seen = index >= 0
+        margin, p, correct, el2n, loss = statistics.to(torch.float64).unbind(1)
+        sums = torch.stack([margin, p, p * p, correct, el2n, loss], dim=1)
+        groups = group_ids(torch.where(seen, index, -1))
+        ids, kept = groups.ids.clamp(min=0), groups.ids < 0
+        was = self.was_correct[ids]
+        in_order = (correct > 0)[groups.order]
+        before = torch.roll(in_order, 1)
+        before = torch.where(groups.first, self.was_correct[index.clamp(min=0)[groups.order]], before)
+        forgot = torch.empty_like(seen)
+        forgot[groups.order] = before & ~in_order
+        visits = groups.sum(torch.ones_like(sums[:, :1]))[:, 0].to(torch.int64)
+        lost = groups.sum(forgot.to(torch.float64))
+        self._put(self.count, ids, kept, self.count[ids] + visits)
+        self._put(self.sums, ids, kept[:, None], self.sums[ids] + groups.sum(sums))
+        self._put(self.forgetting, ids, kept, self.forgetting[ids] + lost.to(torch.int64))
+        self._put(self.was_correct, ids, kept, torch.where(kept, was, groups.last(correct > 0)))
+
+    @staticmethod
+    def _put(state: Tensor, ids: Tensor, kept: Tensor, value: Tensor) -> None:
+        state[ids] = torch.where(kept, state[ids], value)
+
+    def _mean(self, name: str) -> Tensor:
+        return self.sums[:, _SUMS.index(name)] / self.count
+
+    @property
+    def aum(self) -> Tensor:
+        """(N,) float64, NaN for a sample that was never seen."""
+        return self._mean("margin")
+
+    def frame(self) -> pd.DataFrame:
+        """One row a sample: index, count, aum, p_mean, p_var (population variance), correct (visits), forgetting,
+        el2n, loss_mean. Means are NaN for a sample that was never seen."""
+        pandas = require("pandas", "report")
+        p_mean = self._mean("p")
+        columns = {
+            "index": torch.arange(self.num_samples),
+            "count": self.count,
+            "aum": self.aum,
+            "p_mean": p_mean,
+            "p_var": (self._mean("p_squared") - p_mean**2).clamp(min=0),
+            "correct": self.sums[:, _SUMS.index("correct")].to(torch.int64),
+            "forgetting": self.forgetting,
+            "el2n": self._mean("el2n"),
+            "loss_mean": self._mean("loss"),
+        }
+        return pandas.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors (the accumulators' own, not copies) and the two sizes."""
+        return {
+            "num_samples": self.num_samples,
+            "num_classes": self.num_classes,
+            "count": self.count,
+            "sums": self.sums,
+            "forgetting": self.forgetting,
+            "was_correct": self.was_correct,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """ValueError, and nothing changed, where the state belongs to other data."""
+        own = self.state_dict()
+        for key, mine in own.items():
+            value = state.get(key)
+            if isinstance(mine, Tensor):
+                if not isinstance(value, Tensor) or value.shape != mine.shape or value.dtype != mine.dtype:
+                    raise ValueError(f"{key} in the state is not a {mine.dtype} tensor of shape {tuple(mine.shape)}")
+            elif value != mine:
+                raise ValueError(f"the state is of other training dynamics: its {key} is {value!r}, not {mine!r}")
+        for key, mine in own.items():
+            if isinstance(mine, Tensor):
+                mine.copy_(state[key])

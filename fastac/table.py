@@ -1,0 +1,477 @@
+"""The α table: one row of offsets a sample, and the linear optimizer that moves them.
+
+It stores rows and knows no loss. What a row has gone through since it was last touched comes from the step clock;
+what backward passes ask of it waits in `stage` until the optimizer steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from fastac import backends
+from fastac.clock import StepClock, step_matrix
+from fastac.groups import group_ids
+from fastac.reference import FORMS
+from fastac.validation import RangeCheck
+
+__all__ = ["AlphaTable"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_FORMAT = 1
+
+
+class Staged(NamedTuple):
+    """One backward pass: row gradients (n, K) or (n,), to be multiplied by scale, () or (n,)."""
+
+    index: Tensor
+    grad: Tensor
+    scale: Tensor
+    loss_scale: Tensor | None
+
+
+class AlphaTable:
+    """α of N samples, equal to a dense parameter under torch.optim.SGD, at O(B·K) a step.
+
+    num_samples: N; ids are in [0, N). num_classes: K. form: "ac1", α (N, K) with α[:, 0] = 0, or "ac2", α (N,).
+    weight_decay: α's own, 5e-5 in the paper. lr_scale: α's learning rate as a multiple of the optimizer's.
+    history: "exact" keeps a momentum buffer beside α (where there is momentum); "folded" keeps α alone and applies
+    a gradient's whole momentum tail at once, an approximation for tables too large for two copies.
+    dtype: float32, bfloat16 (rounded stochastically, from seed) or float64.
+    process_group: data-parallel ranks that hold copies of this table. Their row gradients are gathered at every
+    step and averaged as DDP averages the network's, so the copies stay equal. None: torch.distributed's default
+    group, where it is initialised.
+    window: steps for which a row may stay untouched before a sweep over the table brings it up to date.
+
+    The optimizer is followed (`follow`), or driven by hand: set `lr` (and `momentum`, `nesterov`), then call
+    `step()` after each backward pass.
+    """
+
+    _handles = itertools.count(1)
+    _by_handle: weakref.WeakValueDictionary[int, AlphaTable] = weakref.WeakValueDictionary()
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        *,
+        form: str = "ac1",
+        weight_decay: float = 5e-5,
+        lr_scale: float = 1.0,
+        history: str = "exact",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        seed: int = 0,
+        process_group: dist.ProcessGroup | None = None,
+        window: int = 1 << 18,
+    ):
+        _check_size("num_samples", num_samples, 1)
+        _check_size("num_classes", num_classes, 2)
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+        if history not in ("exact", "folded"):
+            raise ValueError(f"history must be 'exact' or 'folded', got {history!r}")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {_DTYPES}, got {dtype}")
+        for name, value in (("weight_decay", weight_decay), ("lr_scale", lr_scale)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number that is not negative, got {value}")
+        self.num_samples, self.num_classes = num_samples, num_classes
+        self.form, self.history, self.dtype, self.seed = form, history, dtype, seed
+        self.weight_decay, self.lr_scale = weight_decay, lr_scale
+        self.device = torch.empty(0, device=device).device
+        shape = (num_samples, num_classes) if form == "ac1" else (num_samples,)
+        self.alpha = torch.zeros(shape, dtype=dtype, device=self.device)
+        self.momentum_buffer: Tensor | None = None
+        self.last = torch.zeros(num_samples, dtype=torch.int32, device=self.device)
+        self.clock = StepClock(self.device, window)
+        self.checks = RangeCheck(self.device)
+        # A leaf that requires grad, so that α learns even where the logits don't; its own gradient is dropped.
+        self.anchor = torch.zeros((), device=self.device, requires_grad=True)
+        self.handle = next(self._handles)
+        self._by_handle[self.handle] = self
+        self._lr: float | Tensor | None = None
+        self._momentum, self._nesterov = 0.0, False
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._group = 0
+        self._scaler: torch.amp.GradScaler | None = None
+        self._hook: RemovableHandle | None = None
+        self._staged: list[Staged] = []
+        self._forward_lr: float | Tensor | None = None
+        self._since_sweep = 0
+        if process_group is None and dist.is_available() and dist.is_initialized():
+            process_group = dist.group.WORLD
+        self.process_group = process_group
+        self.world_size = 1 if process_group is None else dist.get_world_size(process_group)
+        self._set_momentum(momentum, nesterov)
+
+    @classmethod
+    def from_handle(cls, handle: int) -> AlphaTable:
+        """The living table with this number; ops carry the number, because they can't carry the table."""
+        try:
+            return cls._by_handle[handle]
+        except KeyError:
+            raise RuntimeError("the α table that this loss was computed with no longer exists") from None
+
+    def __repr__(self) -> str:
+        return (
+            f"AlphaTable({self.num_samples}, {self.num_classes}, form={self.form!r}, history={self.history!r}, "
+            f"dtype={self.dtype}, device={str(self.device)!r})"
+        )
+
+    # --- the optimizer's numbers -------------------------------------------------------------------------------
+
+    @property
+    def lr(self) -> float | Tensor | None:
+        """The learning rate of the next step, before lr_scale; None where neither set nor followed."""
+        return self._lr if self._optimizer is None else self._optimizer.param_groups[self._group]["lr"]
+
+    @lr.setter
+    def lr(self, value: float | Tensor) -> None:
+        self._by_hand("lr")
+        if not isinstance(value, Tensor) and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"lr must be a finite number that is not negative, got {value}")
+        self._lr = value
+
+    @property
+    def momentum(self) -> float:
+        """SGD's momentum at the next step."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        self._by_hand("momentum")
+        self._set_momentum(value, self._nesterov)
+
+    @property
+    def nesterov(self) -> bool:
+        """Whether the momentum is Nesterov's."""
+        return self._nesterov
+
+    @nesterov.setter
+    def nesterov(self, value: bool) -> None:
+        self._by_hand("nesterov")
+        self._set_momentum(self._momentum, value)
+
+    def _by_hand(self, name: str) -> None:
+        if self._optimizer is not None:
+            raise RuntimeError(f"{name} comes from the optimizer that this table follows; set it there")
+
+    def _set_momentum(self, momentum: float, nesterov: bool) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        if momentum > 0 and self.history == "exact" and self.momentum_buffer is None:
+            self.momentum_buffer = torch.zeros_like(self.alpha)
+        self._momentum, self._nesterov = float(momentum), bool(nesterov)
+
+    def follow(
+        self, optimizer: torch.optim.Optimizer, group: int = 0, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
+        """Move whenever `optimizer` steps, with the learning rate, momentum and nesterov of its parameter group.
+
+        optimizer: a torch.optim.SGD without dampening; whatever changes its learning rate or momentum is followed,
+        as they are at each step. scaler: the GradScaler of the loop, if it has one; its scale is divided out, and a
+        step that it skips leaves α alone. A table follows one optimizer: a second call replaces the first.
+        """
+        _check_optimizer(optimizer, group)
+        if self._hook is not None:
+            self._hook.remove()
+        self._optimizer, self._group, self._scaler = optimizer, group, scaler
+        self._read_optimizer()
+        table = weakref.ref(self)  # the optimizer must not keep the table alive
+
+        def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            if (followed := table()) is not None:
+                followed._optimizer_stepped()
+
+        self._hook = optimizer.register_step_post_hook(after_step)
+
+    def _read_optimizer(self) -> None:
+        assert self._optimizer is not None
+        _check_optimizer(self._optimizer, self._group)
+        options = self._optimizer.param_groups[self._group]
+        self._set_momentum(options["momentum"], options["nesterov"])
+
+    def _optimizer_stepped(self) -> None:
+        optimizer = self._optimizer
+        # A fused optimizer is stepped by GradScaler in any case and told on the device whether to skip.
+        skip = getattr(optimizer, "found_inf", None)
+        if self._scaler is None and getattr(optimizer, "grad_scale", None) is not None:
+            self.discard()
+            raise RuntimeError("the loss is scaled by a GradScaler: call table.follow(optimizer, scaler=scaler)")
+        self._read_optimizer()
+        self._apply(None if skip is None else (skip != 0).reshape(()))
+
+    # --- gradients -----------------------------------------------------------------------------------------------
+
+    def stage(self, index: Tensor, grad: Tensor, scale: Tensor) -> None:
+        """Keep the row gradients of one backward pass until the next step.
+
+        index: (n,) int64, negative where a row must not be written. grad: (n, K) or AC2 (n,). scale: () or (n,).
+        """
+        if self.lr is None:
+            raise RuntimeError("the α table has no learning rate: call table.follow(optimizer), or set table.lr")
+        loss_scale = None
+        if self._scaler is not None and self._scaler.is_enabled():
+            current = self._scaler._get_scale_async()
+            loss_scale = None if current is None else current.detach().clone()
+        self._staged.append(Staged(index, grad.detach(), scale.detach(), loss_scale))
+
+    def discard(self) -> None:
+        """Forget the row gradients since the last step, as zero_grad() does without a step."""
+        self._staged.clear()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One optimizer step, by hand: apply what backward passes staged and advance the clock."""
+        self._by_hand("the step")
+        if self._lr is None:
+            raise RuntimeError("set table.lr before table.step(), or call table.follow(optimizer)")
+        self._apply(None)
+
+    @torch.no_grad()
+    def _apply(self, skip: Tensor | None) -> None:
+        lr = self.lr
+        assert lr is not None
+        staged, self._staged = self._staged, []
+        if self._forward_lr is not None:
+            written, self._forward_lr = self._forward_lr, None
+            if not isinstance(lr, Tensor) and written != lr:
+                raise RuntimeError(
+                    f"update='forward' wrote α with lr = {written}, but the optimizer stepped with {lr}: change the "
+                    "learning rate between steps, not between a forward pass and its step"
+                )
+        self._set_clock_lr(lr)
+        merged = self._merge(staged)
+        if merged is not None:
+            self.update(*merged, skip=skip)
+        folded = self.history == "folded"
+        matrix = step_matrix(self.clock.lr, self._momentum, self.weight_decay, self._nesterov, folded)
+        self.clock.advance(matrix, skip)
+        self._since_sweep += 1
+        if self._since_sweep >= self.clock.sweep_every:
+            self.sweep()
+        self.checks.poll()
+
+    def _set_clock_lr(self, lr: float | Tensor) -> None:
+        self.clock.set_lr(lr * self.lr_scale)
+
+    def _merge(self, staged: list[Staged]) -> tuple[Tensor, Tensor] | None:
+        """All rows staged since the last step, on all ranks: ids (n,) and gradients (n, K) or (n,)."""
+        now = None if self._scaler is None or not self._scaler.is_enabled() else self._scaler._get_scale_async()
+        parts = []
+        for entry in staged:
+            scale = entry.scale / self.world_size
+            if entry.loss_scale is not None and now is not None:
+                # A step that was skipped lowered the scale: what was staged for it goes with it.
+                scale = scale * torch.where(entry.loss_scale == now, 1 / entry.loss_scale, 0)
+            grad = entry.grad * (scale[:, None] if scale.ndim and entry.grad.ndim == 2 else scale)
+            parts.append((entry.index, grad))
+        if parts:
+            index = torch.cat([index for index, _ in parts])
+            grad = torch.cat([grad for _, grad in parts])
+        else:
+            dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+            index = torch.empty(0, dtype=torch.int64, device=self.device)
+            grad = torch.empty((0, *self.alpha.shape[1:]), dtype=dtype, device=self.device)
+        finite = grad.isfinite().flatten(1).all(1) if grad.ndim == 2 else grad.isfinite()
+        index = torch.where(finite, index, -1)
+        grad = torch.where(finite[:, None] if grad.ndim == 2 else finite, grad, 0)
+        if self.world_size > 1:
+            index, grad = self._gather(index, grad)
+        return (index, grad) if len(index) else None
+
+    def _gather(self, index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Every rank's rows, in the order of the ranks, so that all copies add them alike."""
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        dist.all_gather_into_tensor(sizes, torch.tensor([len(index)], device=self.device), group=self.process_group)
+        counts = sizes.tolist()
+        longest = max(counts)
+        if longest == 0:
+            return index, grad
+        ids = index.new_full((longest,), -1)
+        ids[: len(index)] = index
+        rows = grad.new_zeros((longest, *grad.shape[1:]))
+        rows[: len(grad)] = grad
+        all_ids = ids.new_empty(self.world_size * longest)
+        all_rows = rows.new_empty((self.world_size * longest, *grad.shape[1:]))
+        dist.all_gather_into_tensor(all_ids, ids, group=self.process_group)
+        dist.all_gather_into_tensor(all_rows, rows, group=self.process_group)
+        return all_ids, all_rows
+
+    def begin_forward_update(self) -> None:
+        """Before a forward pass that writes rows: take the learning rate of the step to come."""
+        if self._forward_lr is not None:
+            raise RuntimeError(
+                "update='forward' writes α in the forward pass, so each needs an optimizer step of its own: a second "
+                "one came before the step (accumulation and activation recomputation need update='step')"
+            )
+        if self.world_size > 1:
+            raise RuntimeError("update='forward' can't keep copies of a table equal across ranks: use update='step'")
+        if self._scaler is not None and self._scaler.is_enabled():
+            raise RuntimeError("update='forward' can't undo a step that a GradScaler skips: use update='step'")
+        if self._optimizer is not None:
+            self._read_optimizer()
+        lr = self.lr
+        if lr is None:
+            raise RuntimeError("the α table has no learning rate: call table.follow(optimizer), or set table.lr")
+        self._forward_lr = lr
+        self._set_clock_lr(lr)
+
+    @torch.no_grad()
+    def update(
+        self,
+        index: Tensor,
+        grad: Tensor,
+        skip: Tensor | None = None,
+        state: tuple[Tensor, Tensor | None, Tensor] | None = None,
+    ) -> None:
+        """Write the step that the clock is about to count into the rows of index (n,), duplicates summed.
+
+        grad: (n, K) or AC2 (n,). state: the table's own tensors (α, momentum, last) unless an op was handed others.
+        """
+        alpha, momentum, last = state or (self.alpha, self.momentum_buffer, self.last)
+        backends.select(self.device).update_rows(
+            alpha,
+            momentum,
+            last,
+            group_ids(index.to(torch.int64)),
+            grad,
+            self.clock,
+            skip,
+            sgd_momentum=self._momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self._nesterov,
+            folded=self.history == "folded",
+            seed=self.seed,
+        )
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rows(self, index: Tensor) -> Tensor:
+        """α of the samples index (n,), as a dense optimizer would have them now: (n, K), AC2 (n,).
+
+        float32 (float64 for a float64 table). IndexError for an id outside [0, N).
+        """
+        if index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"index must be a vector of int64 or int32, got {tuple(index.shape)} of {index.dtype}")
+        if index.device != self.device:
+            raise ValueError(f"index is on {index.device}, the table is on {self.device}")
+        if index.numel() and not bool(((index >= 0) & (index < self.num_samples)).all()):
+            raise IndexError(f"index must be in [0, {self.num_samples})")
+        return self._read(index.to(torch.int64))
+
+    @torch.no_grad()
+    def dense(self) -> Tensor:
+        """All of α, as a dense optimizer would have it now: (N, K), AC2 (N,); a new tensor."""
+        dense = torch.empty_like(self.alpha, dtype=torch.float32 if self.dtype == torch.bfloat16 else self.dtype)
+        for ids in self._chunks():
+            dense[ids[0] : ids[-1] + 1] = self._read(ids)
+        return dense
+
+    def _read(self, index: Tensor) -> Tensor:
+        backend = backends.select(self.device)
+        return backend.catch_up(self.alpha, self.momentum_buffer, self.last, index, self.clock)[0]
+
+    @torch.no_grad()
+    def sweep(self) -> None:
+        """Bring the rows that were not touched for a long time up to date, chunk by chunk. Called in time by `step`;
+        to be called by hand only where steps are replayed without Python (CUDA graphs)."""
+        backend = backends.select(self.device)
+        for ids in self._chunks():
+            backend.sweep(self.alpha, self.momentum_buffer, self.last, ids, self.clock, self.seed)
+        self._since_sweep = 0
+
+    def _chunks(self) -> tuple[Tensor, ...]:
+        rows = max(1, (1 << 22) // (self.num_classes if self.form == "ac1" else 1))
+        return torch.arange(self.num_samples, device=self.device).split(rows)
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "num_samples": self.num_samples,
+            "num_classes": self.num_classes,
+            "form": self.form,
+            "history": self.history,
+            "dtype": str(self.dtype),
+            "weight_decay": self.weight_decay,
+            "lr_scale": self.lr_scale,
+            "seed": self.seed,
+            "window": self.clock.window,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain scalars that continue to the same bits. Row gradients staged since the last step, like
+        a network's .grad, are not part of it. Tensors are the table's own, not copies."""
+        return {
+            **self._identity(),
+            "alpha": self.alpha,
+            "momentum_buffer": self.momentum_buffer,
+            "last": self.last,
+            "clock": self.clock.state_dict(),
+            "since_sweep": self._since_sweep,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the state of an equal table. ValueError, and nothing changed, where it belongs to another one."""
+        self._check_state(state)
+        with torch.no_grad():
+            self.alpha.copy_(state["alpha"])
+            if state["momentum_buffer"] is None:
+                self.momentum_buffer = None if self._momentum == 0 else torch.zeros_like(self.alpha)
+            else:
+                self.momentum_buffer = torch.empty_like(self.alpha).copy_(state["momentum_buffer"])
+            self.last.copy_(state["last"])
+            self.clock.load_state_dict(state["clock"])
+        self._since_sweep = state["since_sweep"]
+        self._staged.clear()
+        self._forward_lr = None
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        for key, mine in self._identity().items():
+            if key not in state:
+                raise ValueError(f"this is no state of an α table: it has no {key!r}")
+            if state[key] != mine:
+                raise ValueError(f"this is the state of another α table: its {key} is {state[key]!r}, not {mine!r}")
+        missing = {"alpha", "momentum_buffer", "last", "clock", "since_sweep"} - state.keys()
+        if missing:
+            raise ValueError(f"the state of the α table lacks {sorted(missing)}")
+        for key, like in (("alpha", self.alpha), ("momentum_buffer", self.alpha), ("last", self.last)):
+            value = state[key]
+            if value is None and key == "momentum_buffer":
+                continue
+            if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
+                raise ValueError(f"{key} in the state is not a {like.dtype} tensor of shape {tuple(like.shape)}")
+        self.clock.check_state(state["clock"])
+
+
+def _check_size(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, group: int) -> None:
+    if not isinstance(optimizer, torch.optim.SGD):
+        raise TypeError(
+            f"α follows torch.optim.SGD, whose step is linear in a row; optimizer is {type(optimizer).__name__}. "
+            "With another optimizer for the network, drive the table by hand: table.lr = …, table.step()"
+        )
+    if not 0 <= group < len(optimizer.param_groups):
+        raise ValueError(f"group must be in [0, {len(optimizer.param_groups)}), got {group}")
+    options = optimizer.param_groups[group]
+    if options["dampening"] != 0:
+        raise ValueError(f"optimizer has dampening = {options['dampening']}; α follows SGD without dampening")
+    if options["maximize"]:
+        raise ValueError("optimizer has maximize=True; α follows a minimising SGD")
