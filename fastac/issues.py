@@ -73,10 +73,10 @@ def find_label_issues(
     The number of label issues where percent is None. The score is max_k |α̂| (AC2: α; AUM: −AUM). The network
     did not learn a wrong label, so its score is above half of the largest (no α is larger than that of a
     sample that is never fitted; AUM: above 0, where another class wins on average). If the smoothed histogram
-    of the score has a mode above this floor, behind a valley that is at least a quarter lower and by more than
-    chance, then the valley is the threshold. If not, as on clean labels, only outliers count: scores above the
-    floor and above the third quartile plus 1.5 interquartile ranges. As many samples as have scores above the
-    threshold are flagged, from the top of the ranking.
+    of the score has a mode above this floor, behind a valley that is at least a quarter lower and by more
+    than chance, then the valley is the threshold. If not, as on clean labels, only outliers count: scores
+    above the floor and above the third quartile plus 1.5 interquartile ranges. As many samples as have scores
+    above the threshold are flagged, from the top of the ranking.
 
     Reads α by chunks of rows and does not copy it: memory beside `source` is some arrays of N numbers.
     ValueError for an argument of the wrong shape, type or range, and for α that is not finite.
