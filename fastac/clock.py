@@ -26,7 +26,9 @@ from torch import Tensor
 __all__ = ["StepClock", "step_matrix"]
 
 
-def step_matrix(lr: Tensor, momentum: float, weight_decay: float, nesterov: bool, folded: bool = False) -> Tensor:
+def step_matrix(
+    lr: Tensor, momentum: float, weight_decay: float, nesterov: bool, folded: bool = False
+) -> Tensor:
     """M of one step, (2, 2) float64; lr: () float64.
 
     As in torch.optim.SGD, momentum 0 leaves the buffer alone. Folded history has no buffer: a gradient's whole
@@ -36,7 +38,12 @@ def step_matrix(lr: Tensor, momentum: float, weight_decay: float, nesterov: bool
         effective = weight_decay / (1 - momentum) if folded else weight_decay
         entries = [1 - lr * effective, lr * 0, lr * 0, lr * 0 + 1]
     elif nesterov:
-        entries = [1 - lr * (weight_decay * (1 + momentum)), -lr * momentum**2, lr * 0 + weight_decay, lr * 0 + momentum]
+        entries = [
+            1 - lr * (weight_decay * (1 + momentum)),
+            -lr * momentum**2,
+            lr * 0 + weight_decay,
+            lr * 0 + momentum,
+        ]
     else:
         entries = [1 - lr * weight_decay, -lr * momentum, lr * 0 + weight_decay, lr * 0 + momentum]
     return torch.stack(entries).view(2, 2)

@@ -59,7 +59,9 @@ class TrainingDynamics:
         try:
             return cls._by_handle[handle]
         except KeyError:
-            raise RuntimeError("the TrainingDynamics that this loss was computed with no longer exists") from None
+            raise RuntimeError(
+                "the TrainingDynamics that this loss was computed with no longer exists"
+            ) from None
 
     @torch.no_grad()
     def record(self, index: Tensor, statistics: Tensor) -> None:
@@ -131,9 +133,13 @@ class TrainingDynamics:
             value = state.get(key)
             if isinstance(mine, Tensor):
                 if not isinstance(value, Tensor) or value.shape != mine.shape or value.dtype != mine.dtype:
-                    raise ValueError(f"{key} in the state is not a {mine.dtype} tensor of shape {tuple(mine.shape)}")
+                    raise ValueError(
+                        f"{key} in the state is not a {mine.dtype} tensor of shape {tuple(mine.shape)}"
+                    )
             elif value != mine:
-                raise ValueError(f"the state is of other training dynamics: its {key} is {value!r}, not {mine!r}")
+                raise ValueError(
+                    f"the state is of other training dynamics: its {key} is {value!r}, not {mine!r}"
+                )
         for key, mine in own.items():
             if isinstance(mine, Tensor):
                 mine.copy_(state[key])

@@ -96,7 +96,14 @@ def catch_up(
 
 
 def sgd(
-    a: Tensor, b: Tensor | None, g: Tensor, lr: Tensor, momentum: float, weight_decay: float, nesterov: bool, folded: bool
+    a: Tensor,
+    b: Tensor | None,
+    g: Tensor,
+    lr: Tensor,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    folded: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """torch.optim.SGD's step of rows a with buffer b and gradient g."""
     lr = lr.to(a.dtype)
@@ -156,7 +163,9 @@ def update_rows(
     _write(last, ids, kept, step.to(last.dtype).expand(len(ids)))
 
 
-def sweep(alpha: Tensor, momentum: Tensor | None, last: Tensor, ids: Tensor, clock: StepClock, seed: int) -> None:
+def sweep(
+    alpha: Tensor, momentum: Tensor | None, last: Tensor, ids: Tensor, clock: StepClock, seed: int
+) -> None:
     """Bring those of the rows ids (n,) to now that were not touched for a quarter of the clock's window."""
     kept = clock.steps - last.index_select(0, ids) < clock.sweep_every
     a, b = catch_up(alpha, momentum, last, ids, clock)

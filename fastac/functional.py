@@ -53,9 +53,21 @@ def ac_cross_entropy(
         raise ValueError("index is missing: an α table and training dynamics need the batch's sample ids")
     if isinstance(table, Tensor):
         assert index is not None
-        return _dense(logits, target, index, table, form, dynamics, weight, ignore_index, reduction, label_smoothing)
+        return _dense(
+            logits, target, index, table, form, dynamics, weight, ignore_index, reduction, label_smoothing
+        )
     return _sparse(
-        logits, target, index, table, dynamics, update, grad_output, weight, ignore_index, reduction, label_smoothing
+        logits,
+        target,
+        index,
+        table,
+        dynamics,
+        update,
+        grad_output,
+        weight,
+        ignore_index,
+        reduction,
+        label_smoothing,
     )
 
 
@@ -73,7 +85,9 @@ def _dense(
 ) -> Tensor:
     shape = (alpha.shape[0], logits.shape[1]) if form == "ac1" else alpha.shape[:1]
     if form not in reference.FORMS or alpha.shape != shape:
-        raise ValueError(f"form {form!r} needs α of shape (N, K) for 'ac1', (N,) for 'ac2'; got {tuple(alpha.shape)}")
+        raise ValueError(
+            f"form {form!r} needs α of shape (N, K) for 'ac1', (N,) for 'ac2'; got {tuple(alpha.shape)}"
+        )
     if dynamics is not None:
         raise ValueError("dynamics are recorded with an AlphaTable or with table=None, not with a dense α")
     return reference.ac_cross_entropy(
@@ -124,8 +138,11 @@ def _sparse(
     )
     anchor = None if store is None else store.anchor
     if table is None:
+        index = None if dynamics is None else index
         return ops.cross_entropy(logits, target, index, anchor, None, None, None, None, flags, *options)[0]
     state = (table.alpha, table.momentum_buffer, table.last, table.clock.steps)
     if update == "forward" and torch.is_grad_enabled():
-        return ops.cross_entropy_update(logits, target, index, anchor, *state, flags, *options, grad_output)[0]
+        return ops.cross_entropy_update(logits, target, index, anchor, *state, flags, *options, grad_output)[
+            0
+        ]
     return ops.cross_entropy(logits, target, index, anchor, *state, flags, *options)[0]

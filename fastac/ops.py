@@ -48,7 +48,13 @@ _lib.define(
 
 
 def _loss(
-    logits: Tensor, target: Tensor, index: Tensor | None, table: AlphaTable | None, state: Any, flags: Tensor, opt: dict
+    logits: Tensor,
+    target: Tensor,
+    index: Tensor | None,
+    table: AlphaTable | None,
+    state: Any,
+    flags: Tensor,
+    opt: dict,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, gradient by the training logits, the ids to write (−1: none) and the statistics or (0, 5)."""
     ignore_index = opt["ignore_index"]
@@ -81,7 +87,16 @@ def _loss(
 
 
 def _options(weight: Tensor | None, *rest: Any) -> dict[str, Any]:
-    names = ("form", "ignore_index", "reduction", "label_smoothing", "num_samples", "table", "dynamics", "learn")
+    names = (
+        "form",
+        "ignore_index",
+        "reduction",
+        "label_smoothing",
+        "num_samples",
+        "table",
+        "dynamics",
+        "learn",
+    )
     return {"weight": weight, **dict(zip(names, rest, strict=True))}
 
 
@@ -117,8 +132,8 @@ def _forward_update(
     *options, grad_output = options  # type: ignore[assignment]
     opt = _options(*options)
     table = AlphaTable.from_handle(opt["table"])
-    table.begin_forward_update()
     loss, grad, rows, statistics = _loss(logits, target, index, table, (alpha, momentum, last), flags, opt)
+    table.begin_forward_update()
     if len(rows):
         row_grad = row_gradient(grad, target, opt["form"]) * grad_output
         finite = row_grad.isfinite().flatten(1).all(1) if row_grad.ndim == 2 else row_grad.isfinite()
@@ -132,7 +147,9 @@ def row_gradient(grad: Tensor, target: Tensor, form: str) -> Tensor:
     """The rows' gradient from that of the training logits (B, K): the same for AC1, its y entry (B,) for AC2."""
     if form == "ac1":
         return grad
-    column = target.clamp(0, grad.shape[1] - 1)[:, None]  # what is ignored or outside has gradient 0 throughout
+    column = target.clamp(0, grad.shape[1] - 1)[
+        :, None
+    ]  # what is ignored or outside has gradient 0 throughout
     return grad.gather(1, column)[:, 0]
 
 
@@ -174,7 +191,13 @@ def _fake_forward(logits: Tensor, target: Tensor, index: Tensor | None, *rest: A
 
 
 def _fake_backward(
-    grad_loss: Tensor, grad: Tensor, target: Tensor, rows: Tensor, statistics: Tensor, dtype: torch.dtype, *rest: Any
+    grad_loss: Tensor,
+    grad: Tensor,
+    target: Tensor,
+    rows: Tensor,
+    statistics: Tensor,
+    dtype: torch.dtype,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(grad, dtype=dtype), grad.new_empty((), dtype=torch.float32)
 
@@ -197,7 +220,12 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.mark_non_differentiable(grad, rows, statistics)
         ctx.save_for_backward(grad, target, rows, statistics)
         learn = opt["learn"] and len(inputs) == _LAST  # update="forward" has nothing left to hand over
-        ctx.arguments = (logits.dtype, opt["form"], opt["table"] if learn else 0, opt["dynamics"] if learn else 0)
+        ctx.arguments = (
+            logits.dtype,
+            opt["form"],
+            opt["table"] if learn else 0,
+            opt["dynamics"] if learn else 0,
+        )
         ctx.num_inputs = len(inputs)
         return loss, grad, rows, statistics
 

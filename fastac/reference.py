@@ -50,7 +50,9 @@ class DenseAlpha(torch.nn.Module):
     `torch.optim.SGD([{"params": net.parameters()}, {"params": dense.parameters(), "weight_decay": 5e-5}], ...)`.
     """
 
-    def __init__(self, num_samples: int, num_classes: int, form: str = "ac1", dtype: torch.dtype | None = None):
+    def __init__(
+        self, num_samples: int, num_classes: int, form: str = "ac1", dtype: torch.dtype | None = None
+    ):
         super().__init__()
         shape = (num_samples, num_classes) if form == "ac1" else (num_samples,)
         self.form = form

@@ -207,7 +207,9 @@ class AlphaTable:
         skip = getattr(optimizer, "found_inf", None)
         if self._scaler is None and getattr(optimizer, "grad_scale", None) is not None:
             self.discard()
-            raise RuntimeError("the loss is scaled by a GradScaler: call table.follow(optimizer, scaler=scaler)")
+            raise RuntimeError(
+                "the loss is scaled by a GradScaler: call table.follow(optimizer, scaler=scaler)"
+            )
         self._read_optimizer()
         self._apply(None if skip is None else (skip != 0).reshape(()))
 
@@ -219,7 +221,9 @@ class AlphaTable:
         index: (n,) int64, negative where a row must not be written. grad: (n, K) or AC2 (n,). scale: () or (n,).
         """
         if self.lr is None:
-            raise RuntimeError("the α table has no learning rate: call table.follow(optimizer), or set table.lr")
+            raise RuntimeError(
+                "the α table has no learning rate: call table.follow(optimizer), or set table.lr"
+            )
         loss_scale = None
         if self._scaler is not None and self._scaler.is_enabled():
             current = self._scaler._get_scale_async()
@@ -267,7 +271,9 @@ class AlphaTable:
 
     def _merge(self, staged: list[Staged]) -> tuple[Tensor, Tensor] | None:
         """All rows staged since the last step, on all ranks: ids (n,) and gradients (n, K) or (n,)."""
-        now = None if self._scaler is None or not self._scaler.is_enabled() else self._scaler._get_scale_async()
+        now = (
+            None if self._scaler is None or not self._scaler.is_enabled() else self._scaler._get_scale_async()
+        )
         parts = []
         for entry in staged:
             scale = entry.scale / self.world_size
@@ -293,7 +299,9 @@ class AlphaTable:
     def _gather(self, index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Every rank's rows, in the order of the ranks, so that all copies add them alike."""
         sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
-        dist.all_gather_into_tensor(sizes, torch.tensor([len(index)], device=self.device), group=self.process_group)
+        dist.all_gather_into_tensor(
+            sizes, torch.tensor([len(index)], device=self.device), group=self.process_group
+        )
         counts = sizes.tolist()
         longest = max(counts)
         if longest == 0:
@@ -316,14 +324,20 @@ class AlphaTable:
                 "one came before the step (accumulation and activation recomputation need update='step')"
             )
         if self.world_size > 1:
-            raise RuntimeError("update='forward' can't keep copies of a table equal across ranks: use update='step'")
+            raise RuntimeError(
+                "update='forward' can't keep copies of a table equal across ranks: use update='step'"
+            )
         if self._scaler is not None and self._scaler.is_enabled():
-            raise RuntimeError("update='forward' can't undo a step that a GradScaler skips: use update='step'")
+            raise RuntimeError(
+                "update='forward' can't undo a step that a GradScaler skips: use update='step'"
+            )
         if self._optimizer is not None:
             self._read_optimizer()
         lr = self.lr
         if lr is None:
-            raise RuntimeError("the α table has no learning rate: call table.follow(optimizer), or set table.lr")
+            raise RuntimeError(
+                "the α table has no learning rate: call table.follow(optimizer), or set table.lr"
+            )
         self._forward_lr = lr
         self._set_clock_lr(lr)
 
@@ -364,7 +378,9 @@ class AlphaTable:
         float32 (float64 for a float64 table). IndexError for an id outside [0, N).
         """
         if index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"index must be a vector of int64 or int32, got {tuple(index.shape)} of {index.dtype}")
+            raise TypeError(
+                f"index must be a vector of int64 or int32, got {tuple(index.shape)} of {index.dtype}"
+            )
         if index.device != self.device:
             raise ValueError(f"index is on {index.device}, the table is on {self.device}")
         if index.numel() and not bool(((index >= 0) & (index < self.num_samples)).all()):
@@ -374,7 +390,9 @@ class AlphaTable:
     @torch.no_grad()
     def dense(self) -> Tensor:
         """All of α, as a dense optimizer would have it now: (N, K), AC2 (N,); a new tensor."""
-        dense = torch.empty_like(self.alpha, dtype=torch.float32 if self.dtype == torch.bfloat16 else self.dtype)
+        dense = torch.empty_like(
+            self.alpha, dtype=torch.float32 if self.dtype == torch.bfloat16 else self.dtype
+        )
         for ids in self._chunks():
             dense[ids[0] : ids[-1] + 1] = self._read(ids)
         return dense
@@ -444,7 +462,9 @@ class AlphaTable:
             if key not in state:
                 raise ValueError(f"this is no state of an α table: it has no {key!r}")
             if state[key] != mine:
-                raise ValueError(f"this is the state of another α table: its {key} is {state[key]!r}, not {mine!r}")
+                raise ValueError(
+                    f"this is the state of another α table: its {key} is {state[key]!r}, not {mine!r}"
+                )
         missing = {"alpha", "momentum_buffer", "last", "clock", "since_sweep"} - state.keys()
         if missing:
             raise ValueError(f"the state of the α table lacks {sorted(missing)}")
@@ -453,7 +473,9 @@ class AlphaTable:
             if value is None and key == "momentum_buffer":
                 continue
             if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
-                raise ValueError(f"{key} in the state is not a {like.dtype} tensor of shape {tuple(like.shape)}")
+                raise ValueError(
+                    f"{key} in the state is not a {like.dtype} tensor of shape {tuple(like.shape)}"
+                )
         self.clock.check_state(state["clock"])
 
 
