@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -94,15 +95,17 @@ class DataConfig(Section):
         "wrong labels to inject into the training set; the injected truth is kept to score detection",
         choices=("none", "uniform", "pair", "asymmetric"),
     )
-    noise_rate: float = key(0.0, "share of the training labels to flip", low=0, high=1)
+    noise_rate: float = key(0.0, "share of the training labels to flip", low=0, below=1)
     noise_seed: int = key(0, "seed of the injected noise", low=0)
     train_limit: int | None = key(None, "train on the first so many images only", low=1)
     image_size: int | None = key(None, "side in pixels that folder images are brought to", low=4)
-    augment: str = key("none", "augmentation of the training images: none, crop, crop-flip …")
+    augment: str = key(
+        "none", "augmentation of the training images", choices=("none", "crop", "crop-flip", "imagenet")
+    )
     on_bad_image: str = key("stop", "what an unreadable image does", choices=("stop", "skip"))
     batch_size: int = key(128, "images a batch on each rank", low=1)
     drop_last: bool = key(False, "leave out an epoch's last, smaller batch")
-    workers: int = key(0, "threads that prepare batches; 0: the training thread", low=0, on_resume=True)
+    workers: int = key(0, "processes that decode image files; 0: the training's own", low=0, on_resume=True)
 
 
 @dataclass(frozen=True)
@@ -313,7 +316,9 @@ def write_config(config: Config, path: Path) -> None:
             for name, value in stored.items()
             if value is not None
         }
-    path.write_text(tomli_w.dumps(document), encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(tomli_w.dumps(document), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def read_config(folder: Path) -> Config:

@@ -43,9 +43,11 @@ class Meter:
     def __init__(self, device: torch.device):
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
 
-    def add(self, loss_sum: Tensor, logits: Tensor, target: Tensor) -> None:
-        """loss_sum: () summed over the rows. logits: (B, K). target: (B,)."""
-        self.totals[0] += loss_sum.detach()
+    def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
+        """loss: (), the mean over the rows. logits: (B, K). target: (B,). No rows add nothing."""
+        if len(target) == 0:
+            return
+        self.totals[0] += loss.detach() * len(target)
         self.totals[1] += (logits.detach().argmax(1) == target).sum()
         self.totals[2] += len(target)
 
@@ -54,7 +56,7 @@ class Meter:
 
     @staticmethod
     def figures(totals: Tensor) -> Figures:
-        """The figures of `totals` (3,), which may have been summed over ranks. NaN where there were no rows."""
+        """The figures of `totals` (3,), perhaps summed over ranks. NaN where there were no rows."""
         loss, right, rows = totals.tolist()
         return Figures(
             loss / rows if rows else float("nan"), right / rows if rows else float("nan"), int(rows)
@@ -64,10 +66,10 @@ class Meter:
 class MetricsLog:
     """One row an epoch in metrics.csv, and the same and more in TensorBoard. Only rank 0 has one."""
 
-    def __init__(self, csv_path: Path, tensorboard: Path | None, step: int):
-        """Go on after `step`: rows of later steps, written after the checkpoint, are cut off."""
+    def __init__(self, csv_path: Path, tensorboard: Path | None, epochs: int, step: int):
+        """Go on after so many finished epochs and steps: what is newer than the checkpoint is cut off."""
         self.path = csv_path
-        kept = [row for row in _rows(csv_path) if int(row["step"]) <= step]
+        kept = [row for row in _rows(csv_path) if int(row["epoch"]) <= epochs]
         temporary = csv_path.with_name(f".{csv_path.name}.tmp")
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -107,8 +109,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        # A line that a kill cut short has no number in its step, or not all its columns.
-        return [row for row in csv.DictReader(file) if row["seconds"] and row["step"].isdigit()]
+        return [
+            row for row in csv.DictReader(file) if row["seconds"]
+        ]  # a kill may have cut the last one short
 
 
 def _text(value: Any) -> str:
@@ -154,12 +157,15 @@ class Progress:
                 f"{images_per_second:,.0f} images/s, {self._left(step)} left"
             )
 
-    def end_epoch(self, row: dict[str, Any] | None = None) -> None:
-        """Close the bar; with a row of the metrics, print its line."""
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if row is None or not self.enabled:
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Close the bar and print a line of the metrics' row."""
+        self.close()
+        if not self.enabled:
             return
         test = "" if row["test_accuracy"] is None else f"  test accuracy {row['test_accuracy']:.2%}"
         width = len(str(self.epochs))

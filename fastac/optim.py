@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from fastac.config import OptimizerConfig
 
-__all__ = ["create_optimizer", "create_scheduler", "lr_factor", "parameter_groups"]
+__all__ = ["create_optimizer", "lr_factor", "parameter_groups"]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -56,10 +55,3 @@ def lr_factor(config: OptimizerConfig, steps_per_epoch: int) -> Callable[[int], 
         return 1.0
 
     return factor
-
-
-def create_scheduler(
-    optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps_per_epoch: int
-) -> LambdaLR:
-    """A scheduler to step after each optimizer step. Its state is a step count: the rate restores exactly."""
-    return LambdaLR(optimizer, lr_factor(config, steps_per_epoch))
