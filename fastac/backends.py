@@ -6,7 +6,6 @@ device's list that is there is taken. A named backend that is not there is an er
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 from typing import Protocol, cast
@@ -68,11 +67,15 @@ class Backend(Protocol):
 
 def select(device: torch.device) -> Backend:
     """The backend for tensors on `device`."""
-    return _load(os.environ.get("FASTAC_BACKEND") or "reference", device.type)
+    return _load(os.environ.get("FASTAC_BACKEND") or "reference")
 
 
-@functools.cache
-def _load(name: str, device_type: str) -> Backend:
-    if name not in BACKENDS:
-        raise ValueError(f"FASTAC_BACKEND must be one of {sorted(BACKENDS)}, got {name!r}")
-    return cast(Backend, importlib.import_module(BACKENDS[name]))
+_loaded: dict[str, Backend] = {}
+
+
+def _load(name: str) -> Backend:
+    if name not in _loaded:
+        if name not in BACKENDS:
+            raise ValueError(f"FASTAC_BACKEND must be one of {sorted(BACKENDS)}, got {name!r}")
+        _loaded[name] = cast(Backend, importlib.import_module(BACKENDS[name]))
+    return _loaded[name]

@@ -99,7 +99,7 @@ class StepClock:
         self.tail.index_copy_(0, current, self._identity.expand(2, 2, 2))
 
     def coefficients(self, last: Tensor) -> Tensor:
-        """C(s) for s = last: last (...,) int → (..., 2, 2) float64. A row that is ahead of the clock keeps its state."""
+        """C(s) for s = last, (...,) int → (..., 2, 2) float64. A row ahead of the clock keeps its state."""
         last = last.to(torch.int64)
         product = self.tail[(last // self.block) % self.tail.shape[0]] @ self.within[last % self.window]
         return torch.where((last < self.steps)[..., None, None], product, self._identity)

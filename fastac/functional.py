@@ -37,7 +37,8 @@ def ac_cross_entropy(
     int32 sample ids, on the device of the logits. table: an AlphaTable, which learns α from this; or α as a dense
     tensor, (N, K) for form="ac1" and (N,) for "ac2", with gradients by autograd; or None for α = 0.
     weight, ignore_index, reduction, label_smoothing: as in F.cross_entropy. update, grad_output, dynamics: as in
-    AutoCleansingLoss; update="never" reads α and learns nothing. Returns a float32 loss (float64 for float64 logits), () or (B,) for reduction "none".
+    AutoCleansingLoss; update="never" reads α and learns nothing. form: of a dense α only.
+    Returns a float32 loss (float64 for float64 logits), () or (B,) for reduction "none".
 
     Differentiable once. Raises TypeError, ValueError or IndexError that names the argument; on an accelerator a
     target or index outside its range is reported at a later step's end (see FASTAC_DEBUG).

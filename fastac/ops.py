@@ -65,7 +65,8 @@ def _loss(
     if index is not None:
         index = torch.where(good, index.to(torch.int64), 0)
         if table is not None:
-            alpha = backend.catch_up(*state, index, table.clock)[0]
+            alpha, momentum, last = state
+            alpha = backend.catch_up(alpha, momentum, last, index, table.clock)[0]
     loss, grad = backend.cross_entropy(
         logits,
         target,
@@ -230,7 +231,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss, grad, rows, statistics
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
         grad_logits = grad_anchor = None
         if grad_loss is not None:
             grad_logits, grad_anchor = torch.ops.fastac.cross_entropy_backward(

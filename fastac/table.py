@@ -31,7 +31,7 @@ _FORMAT = 1
 class Staged(NamedTuple):
     """One backward pass: row gradients (n, K) or (n,), to be multiplied by scale, () or (n,)."""
 
-    index: Tensor
+    ids: Tensor
     grad: Tensor
     scale: Tensor
     loss_scale: Tensor | None
@@ -128,7 +128,7 @@ class AlphaTable:
             f"dtype={self.dtype}, device={str(self.device)!r})"
         )
 
-    # --- the optimizer's numbers -------------------------------------------------------------------------------
+    # --- the optimizer's numbers ---------------------------------------------------------------------------
 
     @property
     def lr(self) -> float | Tensor | None:
@@ -189,6 +189,7 @@ class AlphaTable:
         self._read_optimizer()
         table = weakref.ref(self)  # the optimizer must not keep the table alive
 
+        @torch.compiler.disable  # what is staged is known when the step runs, not when it is traced
         def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             if (followed := table()) is not None:
                 followed._optimizer_stepped()
@@ -213,7 +214,7 @@ class AlphaTable:
         self._read_optimizer()
         self._apply(None if skip is None else (skip != 0).reshape(()))
 
-    # --- gradients -----------------------------------------------------------------------------------------------
+    # --- gradients -----------------------------------------------------------------------------------------
 
     def stage(self, index: Tensor, grad: Tensor, scale: Tensor) -> None:
         """Keep the row gradients of one backward pass until the next step.
@@ -234,6 +235,7 @@ class AlphaTable:
         """Forget the row gradients since the last step, as zero_grad() does without a step."""
         self._staged.clear()
 
+    @torch.compiler.disable
     @torch.no_grad()
     def step(self) -> None:
         """One optimizer step, by hand: apply what backward passes staged and advance the clock."""
@@ -281,7 +283,7 @@ class AlphaTable:
                 # A step that was skipped lowered the scale: what was staged for it goes with it.
                 scale = scale * torch.where(entry.loss_scale == now, 1 / entry.loss_scale, 0)
             grad = entry.grad * (scale[:, None] if scale.ndim and entry.grad.ndim == 2 else scale)
-            parts.append((entry.index, grad))
+            parts.append((entry.ids, grad))
         if parts:
             index = torch.cat([index for index, _ in parts])
             grad = torch.cat([grad for _, grad in parts])
@@ -369,7 +371,7 @@ class AlphaTable:
             seed=self.seed,
         )
 
-    # --- reading ---------------------------------------------------------------------------------------------------
+    # --- reading -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def rows(self, index: Tensor) -> Tensor:
@@ -414,7 +416,7 @@ class AlphaTable:
         rows = max(1, (1 << 22) // (self.num_classes if self.form == "ac1" else 1))
         return torch.arange(self.num_samples, device=self.device).split(rows)
 
-    # --- checkpoints -------------------------------------------------------------------------------------------------
+    # --- checkpoints ---------------------------------------------------------------------------------------
 
     def _identity(self) -> dict[str, Any]:
         return {

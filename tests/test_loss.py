@@ -202,7 +202,7 @@ def test_rows_with_logits_that_are_not_finite_are_not_written(bad, update):
     assert ((after[6] - untouched).abs() > 1e-4).any()
 
 
-# --- what trainers do, beside a dense parameter ---------------------------------------------------------------------
+# --- what trainers do, beside a dense parameter ------------------------------------------------------------
 
 
 class Pair:
@@ -432,7 +432,7 @@ def test_forward_update_refuses_what_it_cannot_do():
         pair.optimizers[0].step()
 
 
-# --- mixed precision ----------------------------------------------------------------------------------------------------
+# --- mixed precision ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -487,7 +487,7 @@ def test_grad_scaler_that_the_table_was_not_told_of():
     assert (pair.table.dense() == 0).all()
 
 
-# --- bad input: the message names the argument, and the table is as before -------------------------------------------------
+# --- bad input: the message names the argument, and the table is as before ---------------------------------
 
 GOOD = {"logits": torch.zeros(3, K), "target": torch.tensor([0, 1, 2]), "index": torch.tensor([0, 1, 2])}
 BAD_BATCHES = [

@@ -243,7 +243,7 @@ def test_ids_past_two_to_the_31_elements():
     assert (rows[2] == 0).all()
 
 
-# --- whose step it is ---------------------------------------------------------------------------------------------
+# --- whose step it is --------------------------------------------------------------------------------------
 
 
 def test_nothing_moves_before_the_step():
@@ -287,7 +287,7 @@ def test_an_optimizer_does_not_keep_its_table():
         fastac.AlphaTable.from_handle(handle)
 
 
-# --- checkpoints ----------------------------------------------------------------------------------------------------
+# --- checkpoints -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_incomplete_state_changes_nothing(key):
     assert torch.equal(table.dense(), before)
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- bad input ---------------------------------------------------------------------------------------------
 
 
 BAD_TABLES = [
