@@ -1,13 +1,18 @@
-"""A run's folder: what is in it, how it is named, and the stamp of what made it."""
+"""A run's folder: its name, its files, the stamp of what made it, and the results that a run ends with."""
 
 from __future__ import annotations
 
 import csv
+import errno
+import itertools
 import json
+import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import uuid
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,10 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastac.config import Config
+from fastac.config import Config, write_config
+from fastac.data import Samples
+from fastac.dynamics import TrainingDynamics
+from fastac.issues import detection_scores, find_label_issues
+from fastac.report.contact_sheet import contact_sheet
+from fastac.report.plots import plot_alpha, plot_curves
+from fastac.table import AlphaTable
 from fastac.version import __version__
 
-__all__ = ["RunFolder", "environment", "git_state"]
+__all__ = ["RunFolder", "environment", "git_state", "results_text", "write_json", "write_results"]
 
 
 class RunFolder:
@@ -36,35 +47,51 @@ class RunFolder:
         self.issues = path / "issues.csv"
         self.dynamics = path / "dynamics.csv"
         self.curves = path / "curves.png"
-        self.alpha = path / "alpha.png"
+        self.alpha_plot = path / "alpha.png"
         self.contact_sheet = path / "contact_sheet.png"
         self.result = path / "result.json"
 
+    def contents(self) -> list[tuple[Path, str]]:
+        """The files for a person, with what they are."""
+        return [
+            (self.issues, "all samples, the most suspicious label first"),
+            (self.contact_sheet, "the most suspicious images"),
+            (self.alpha_plot, "how α is spread over the labels"),
+            (self.curves, "accuracy and loss by epoch"),
+            (self.metrics, "the same as numbers"),
+            (self.dynamics, "training dynamics of each sample"),
+            (self.labels, "the labels that were trained on"),
+            (self.result, "these figures and more"),
+        ]
+
     @classmethod
     def create(cls, config: Config) -> RunFolder:
-        """A new folder: the config's name, which must be free, or recipe-loss-seed with a number if that is
-        taken. Raises ValueError for a name that exists."""
+        """A new folder with its config.toml: the config's name, or recipe-loss-seed with a number if that is
+        taken. Raises ValueError for a name of the config's that is taken."""
         output, name = Path(config.run.output), config.run.name
-        output.mkdir(parents=True, exist_ok=True)
-        if name is not None:
-            check_name(name)
-            try:
-                (output / name).mkdir()
-            except FileExistsError:
-                raise ValueError(
-                    f"name was {name!r} and {output / name} exists; it should be a new name, or go on with that "
-                    f"run: --resume {output / name}"
-                ) from None
-            return cls(output / name)
         stem = f"{config.run.recipe or config.data.dataset}-{config.loss.loss}-seed{config.run.seed}"
-        number = 1
-        while True:
-            path = output / (stem if number == 1 else f"{stem}-{number}")
-            try:
-                path.mkdir()
-                return cls(path)
-            except FileExistsError:
-                number += 1
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        if name is not None:
+            _check_name(name)
+            names = itertools.chain([name])
+        output.mkdir(parents=True, exist_ok=True)
+        draft = output / f".new-{uuid.uuid4().hex}"
+        draft.mkdir()
+        try:
+            write_config(config, draft / "config.toml")
+            for candidate in names:
+                try:
+                    draft.rename(output / candidate)  # a run folder has its config from its first moment
+                    return cls(output / candidate)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        raise
+            raise ValueError(
+                f"name was {name!r} and {output / str(name)} exists; it should be a new name, or go on with "
+                f"that run: --resume {output / str(name)}"
+            )
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
     def write_labels(self, given: np.ndarray, truth: np.ndarray | None) -> None:
         """labels.csv: index, given_label and, where it is known, true_label."""
@@ -75,25 +102,111 @@ class RunFolder:
             writer.writerow(names)
             writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
 
-    def write_environment(self, stamp: dict[str, Any], resumed: bool) -> None:
+    def write_environment(self, stamp: dict[str, Any]) -> None:
         """environment.json; a resumed run adds its stamp to the first one's list `resumed`."""
-        if resumed and self.environment.is_file():
+        if self.environment.is_file():
             first = json.loads(self.environment.read_text(encoding="utf-8"))
             stamp = {**first, "resumed": [*first.get("resumed", []), stamp]}
         write_json(self.environment, stamp)
 
 
-def check_name(name: str) -> None:
-    """ValueError unless `name` is one folder's name."""
-    if not name or name in (".", "..") or name != Path(name).name:
-        raise ValueError(f"name was {name!r}; it should be one folder's name, without a path (see output)")
+def write_results(
+    folder: RunFolder,
+    summary: dict[str, Any],
+    *,
+    samples: Samples,
+    given: np.ndarray,
+    truth: np.ndarray | None,
+    predictions: np.ndarray,
+    table: AlphaTable | None,
+    dynamics: TrainingDynamics | None,
+    percent: float | None,
+) -> dict[str, Any]:
+    """Rank the labels by α, or by AUM where there is no α; write issues.csv, the plots, the contact sheet,
+    dynamics.csv and result.json. given, truth, predictions: (N,) int64 labels. Returns what result.json
+    holds: `summary` with the number of issues and the detection scores."""
+    wrong = None if truth is None else given != truth
+    alpha = None if table is None else table.dense().cpu()
+    rankings = {}
+    for method, source in (("alpha", table), ("aum", dynamics)):
+        if source is not None:
+            rankings[method] = find_label_issues(
+                source,
+                given,
+                method=method,
+                percent=percent,
+                class_names=samples.class_names,
+                pred_labels=predictions,
+            )
+    result = {**summary, "issues_by": next(iter(rankings), None), "issues": None, "detection": {}}
+    if wrong is not None:
+        for method, ranking in rankings.items():
+            result["detection"][method] = detection_scores(ranking, wrong, true_labels=truth)
+    plot_curves(folder.metrics, folder.curves)
+    if alpha is not None:
+        plot_alpha(alpha, given, folder.alpha_plot, flipped=wrong)
+    if dynamics is not None:
+        dynamics.frame().to_csv(folder.dynamics, index=False)
+    if rankings:
+        issues = rankings[result["issues_by"]]
+        result["issues"] = int(issues["is_label_issue"].sum())
+        issues.to_csv(folder.issues, index=False)
+        contact_sheet(samples, issues, folder.contact_sheet, alpha=alpha, true_labels=truth)
+    write_json(folder.result, result)
+    return result
+
+
+def results_text(result: dict[str, Any], folder: RunFolder) -> str:
+    """The results as a person reads them: accuracies, detection scores, the files."""
+    lines = []
+    if result["test_accuracy"] is not None:
+        lines.append(f"test accuracy of the cleansed network: {result['test_accuracy']:.2%}")
+    if result["issues"] is not None:
+        lines.append(
+            f"label issues: {result['issues']} of {result['train_images']} labels, by {result['issues_by']}"
+        )
+    if result["unreadable_images"]:
+        lines.append(
+            f"unreadable images, left out: {len(result['unreadable_images'])} (ids in {folder.result.name})"
+        )
+    if result["detection"]:
+        rate = next(iter(result["detection"].values()))["noise_rate"]
+        lines.append(f"finding the {rate:.1%} of the labels that are known to be wrong:")
+        lines.append("  by      AUROC   average precision   precision   recall")
+        for method, score in result["detection"].items():
+            lines.append(
+                f"  {method:<6}  {score['auroc']:.4f}  {score['average_precision']:.4f}"
+                f"              {score['precision']:.4f}      {score['recall']:.4f}"
+            )
+    lines.append(f"in {folder.path}:")
+    for path, what in folder.contents():
+        if path.exists():
+            lines.append(f"  {path.name:<18} {what}")
+    return "\n".join(lines)
+
+
+def _check_name(name: str) -> None:
+    if not name or name.startswith(".") or name != Path(name).name:
+        raise ValueError(
+            f"name was {name!r}; it should be one folder's name, without a path (that is output)"
+        )
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a document whole: a reader finds the old one or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(_without_nan(document), indent=2, ensure_ascii=False, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null in its place."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment(device: torch.device, world_size: int) -> dict[str, Any]:
@@ -114,8 +227,8 @@ def environment(device: torch.device, world_size: int) -> dict[str, Any]:
 
 
 def git_state(package: Path) -> dict[str, Any] | None:
-    """Revision and whether files differ from it, where `package` is a folder of its own checkout; else None (an
-    installed package, perhaps inside someone else's checkout)."""
+    """Revision and whether files differ from it, where `package` is a folder of its own checkout; else None
+    (an installed package, perhaps inside someone else's checkout)."""
 
     def git(*words: str) -> str:
         done = subprocess.run(

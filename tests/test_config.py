@@ -182,25 +182,11 @@ def test_resume_refuses_what_would_change_the_result(tmp_path):
 
 
 def test_the_command_line():
-    command = parse_command_line(
-        [
-            "--recipe",
-            "digits",
-            "--batch_size",
-            "32",
-            "--weight-decay=1e-3",
-            "--nesterov",
-            "--no-dynamics",
-            "--milestones",
-            "3,5",
-            "--clip-grad",
-            "none",
-            "--resume",
-            "auto",
-            "--name",
-            "x",
-        ]
+    words = (
+        "--recipe digits --batch_size 32 --weight-decay=1e-3 --nesterov --no-dynamics --milestones 3,5 "
+        "--clip-grad none --resume auto --name x"
     )
+    command = parse_command_line(words.split())
     assert (command.recipe, command.resume) == ("digits", "auto")
     assert command.values == {
         "batch_size": 32,

@@ -1,0 +1,382 @@
+"""The trainer: `python -m fastac.train --recipe NAME [--key value …]`, alone or under torchrun.
+
+From top to bottom: the command, the run, the loop, one step, and what comes after. A run's parts are in
+`fastac.job`, its settings in `fastac.config`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastac.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint
+from fastac.config import Config, load_config, parse_command_line, read_config, resumed_config, write_config
+from fastac.data import Batch, Loader
+from fastac.engine import create_engine
+from fastac.job import Job, load_data
+from fastac.metrics import Figures, Meter, MetricsLog, Progress
+from fastac.models import create_model
+from fastac.run import RunFolder, environment, results_text, write_results
+
+__all__ = ["StoppedError", "main", "train"]
+
+_STOP_EVERY = 10  # steps after which several ranks ask each other whether to stop
+
+
+# ---------------------------------------------------------------- the command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Exit status 2: a user's error; 1: a checkpoint's; 128 + signal: stopped by it."""
+    try:
+        config, resume = _read_command(sys.argv[1:] if argv is None else argv)
+        train(config, resume=resume)
+        return 0
+    except StoppedError as stop:
+        return _say(f"stopped: {stop}", 128 + stop.signum)
+    except KeyboardInterrupt:
+        return _say("stopped at once, with nothing saved since the last checkpoint", 128 + signal.SIGINT)
+    except CheckpointError as error:
+        return _say(f"error: {error}", 1)
+    except (ValueError, ImportError, OSError) as error:
+        if os.environ.get("FASTAC_DEBUG") == "1":
+            raise
+        return _say(f"error: {error}", 2)
+
+
+def _read_command(argv: Sequence[str]) -> tuple[Config, bool]:
+    """The config, and whether to go on with a run."""
+    command = parse_command_line(argv)
+    if command.resume is None:
+        return load_config(command.recipe, command.values), False
+    if command.resume == "auto":
+        if command.values.get("name") is None:
+            raise ValueError("--resume auto needs --name: the run to go on with, or to start")
+        return load_config(command.recipe, command.values), True
+    folder = Path(command.resume)
+    given = command.values if command.recipe is None else {"recipe": command.recipe, **command.values}
+    for name in ("recipe", "name", "output"):
+        if name in given:
+            raise ValueError(f"--{name} can't be given with --resume {folder}, which has its own")
+    return resumed_config(read_config(folder), given, folder), True
+
+
+def _say(text: str, status: int) -> int:
+    print(f"fastac.train: {text}", file=sys.stderr, flush=True)
+    return status
+
+
+class StoppedError(Exception):
+    """SIGINT or SIGTERM ended the run, after a checkpoint was saved; signum: which."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+
+
+# ---------------------------------------------------------------- the run
+
+
+def train(
+    config: Config, *, resume: bool = False, create: Callable[..., nn.Module] = create_model
+) -> dict[str, Any]:
+    """Train as `config` says and write the run folder.
+
+    resume: go on with the run in output/name where there is one, else start it. create: makes the network,
+    from the config's model name and the keywords num_classes and in_channels. Returns what result.json holds;
+    on ranks other than 0 an empty dict.
+
+    Raises ValueError, ImportError or OSError for what the user can mend, CheckpointError where a checkpoint
+    can't be saved or read, StoppedError after SIGINT or SIGTERM.
+    """
+    engine = create_engine(config)
+    try:
+        place = Path(config.run.output) / (config.run.name or "")
+        going_on = engine.broadcast(resume and (place / "config.toml").is_file())
+        if going_on:
+            config = resumed_config(read_config(place), config.values(), place)
+        job = Job(config, engine, load_data(config), create)
+        if going_on:
+            resume_from(job, place / "checkpoints")
+        folder = open_folder(job, place if going_on else None)
+        if engine.rank == 0:
+            _say(str(job), 0)
+        with StopSignal() as stop:
+            fit(job, folder, stop)
+        return finish(job, folder)
+    finally:
+        engine.close()
+
+
+def open_folder(job: Job, existing: Path | None) -> RunFolder:
+    """The run's folder, made or gone on with by rank 0, with the config, the stamp and the labels in it."""
+    engine = job.engine
+    if engine.rank == 0:
+        folder = RunFolder.create(job.config) if existing is None else RunFolder(existing)
+        write_config(job.config, folder.config)
+        folder.write_environment(environment(engine.device, engine.world_size))
+        folder.write_labels(job.data.given, job.data.truth)
+    return RunFolder(engine.broadcast(folder.path if engine.rank == 0 else None))
+
+
+def resume_from(job: Job, checkpoints: Path) -> None:
+    """Load the newest whole checkpoint, and say which; start over where none was saved yet."""
+    engine = job.engine
+    found = load_newest(checkpoints) if engine.rank == 0 else None
+    path = engine.broadcast(None if found is None else found[0])
+    if path is None:
+        message = f"there is no checkpoint in {checkpoints} yet: starting over"
+    else:
+        job.load_state_dict(load_checkpoint(path) if found is None else found[1])
+        message = f"going on from {path}, step {job.position.step} of {job.last_step}"
+    if engine.rank == 0:
+        for problem in [] if found is None else found[2]:
+            _say(f"passed over: {problem}", 0)
+        _say(message, 0)
+
+
+class StopSignal:
+    """While it is open, the first SIGINT or SIGTERM is kept in `signum`; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._when = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        # torchrun passes on a Ctrl-C that the terminal has sent to its workers already: that is one, not two.
+        echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._when < 1
+        if self.signum and signum == signal.SIGINT and not echo:
+            raise KeyboardInterrupt
+        self.signum, self._when = self.signum or signum, time.monotonic()
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def fit(job: Job, folder: RunFolder, stop: StopSignal) -> None:
+    """Train to the last step, epoch by epoch. Raises StoppedError, a checkpoint saved, after a signal."""
+    c, position, first = job.config, job.position, job.engine.rank == 0
+    log = None
+    if first:
+        tensorboard = folder.tensorboard if c.run.tensorboard else None
+        log = MetricsLog(folder.metrics, tensorboard, position.epoch, position.step)
+    progress = Progress(first, c.optimizer.epochs, job.steps_per_epoch, job.last_step)
+    try:
+        while True:
+            if position.step < job.last_step:
+                train_epoch(job, folder, log, progress, stop)
+            if position.batch == 0:  # a run that had come to its end before
+                break
+            end_epoch(job, log, progress)
+            if c.run.checkpoint_every == 0 or position.step >= job.last_step:
+                save(job, folder)
+            if position.step >= job.last_step:
+                break
+    finally:
+        progress.close()
+        if log is not None:
+            log.close()
+    if job.engine.any(stop.signum != 0):
+        raise stopped(job, folder, stop)
+
+
+def train_epoch(
+    job: Job, folder: RunFolder, log: MetricsLog | None, progress: Progress, stop: StopSignal
+) -> None:
+    """The rest of the epoch under way, up to the run's last step."""
+    c, position = job.config.run, job.position
+    progress.begin_epoch(position.epoch, position.step, bar=c.progress)
+    job.model.train()
+    batches = job.train_loader.epoch(position.epoch, start=position.batch)
+    clock = time.monotonic()
+    for group in grouped(batches, job.config.optimizer.grad_accum_steps):
+        rows = train_step(job, group)
+        now = time.monotonic()
+        position.advance(len(group), rows, now - clock)
+        clock = now
+        progress.step()
+        if position.step % c.log_interval == 0:
+            figures = Meter.figures(job.meter.totals)  # waits for the device
+            progress.figures(figures, position.images_per_second, position.step)
+            if log is not None:
+                log.step(position.step, figures, job.lr, position.images_per_second)
+        if must_stop(job, stop):
+            save(job, folder)
+            raise stopped(job, folder, stop)
+        if c.checkpoint_every and position.step % c.checkpoint_every == 0:
+            save(job, folder)
+        if position.step >= job.last_step:
+            break
+
+
+def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches; the last one may be shorter."""
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def train_step(job: Job, group: list[Batch]) -> int:
+    """One optimizer step, by the mean loss over all rows of the group on all ranks. Returns their number."""
+    engine = job.engine
+    rows = sum(batch.global_size for batch in group)
+    for batch in group:
+        # The engine averages gradients over the ranks. The loss is the local mean: weighted by the local
+        # rows' share, that average is the mean over the group, however unevenly its rows are spread.
+        share = len(batch.target) * engine.world_size / rows
+        with engine.micro_batch(last=batch is group[-1]):
+            with engine.autocast():
+                loss, logits = job.forward(batch.images, batch.target, batch.index)
+            engine.backward(loss * share)
+        job.meter.add(loss, logits, batch.target)
+    engine.step(job.optimizer)
+    job.scheduler.step()
+    return rows
+
+
+def must_stop(job: Job, stop: StopSignal) -> bool:
+    """Whether a rank got a signal; several ranks agree on it every few steps."""
+    if job.engine.world_size == 1:
+        return stop.signum != 0
+    return job.position.step % _STOP_EVERY == 0 and job.engine.any(stop.signum != 0)
+
+
+def stopped(job: Job, folder: RunFolder, stop: StopSignal) -> StoppedError:
+    signum = signal.Signals(stop.signum or signal.SIGTERM)
+    return StoppedError(
+        signum,
+        f"{signum.name} at step {job.position.step} of {job.last_step}, saved; "
+        f"to go on: python -m fastac.train --resume {folder.path}",
+    )
+
+
+def end_epoch(job: Job, log: MetricsLog | None, progress: Progress) -> None:
+    """Test, write the epoch's row, and make ready for the next epoch."""
+    position = job.position
+    job.merge_dynamics()
+    train = Meter.figures(job.engine.sum(job.meter.totals))
+    test = None if job.test_loader is None else evaluate(job, job.test_loader).figures
+    row = {
+        "epoch": position.epoch + 1,
+        "step": position.step,
+        "lr": job.lr,
+        "train_loss": train.loss,
+        "train_accuracy": train.accuracy,
+        "test_loss": None if test is None else test.loss,
+        "test_accuracy": None if test is None else test.accuracy,
+        "images_per_second": position.images_per_second,
+        "seconds": position.seconds,
+    }
+    progress.end_epoch(row)
+    if log is not None:
+        log.epoch(row)
+    if position.batch == len(job.train_loader):
+        position.next_epoch()
+        job.meter.reset()
+
+
+def save(job: Job, folder: RunFolder) -> None:
+    """Save a checkpoint. All ranks call it; rank 0 writes."""
+    state = job.state_dict()
+    if job.engine.rank == 0:
+        keep = job.config.run.checkpoint_hist
+        save_checkpoint(folder.checkpoints, job.position.step, state, keep)
+    job.engine.barrier()
+
+
+# ---------------------------------------------------------------- what comes after
+
+
+class Evaluation(NamedTuple):
+    """Figures over a split; the predicted labels (N,) int64, -1 where an image could not be read."""
+
+    figures: Figures
+    predictions: Tensor
+
+
+@torch.no_grad()
+def evaluate(job: Job, loader: Loader) -> Evaluation:
+    """The network without α, as it will be used, on each sample of the loader once on any number of ranks."""
+    engine, network = job.engine, job.network
+    engine.sync_buffers()
+    network.eval()
+    meter = Meter(engine.device)
+    predictions = torch.zeros(len(loader.samples), dtype=torch.int64, device=engine.device)
+    for batch in loader.epoch(0):
+        with engine.autocast():
+            logits = network(batch.images)
+        meter.add(F.cross_entropy(logits.float(), batch.target), logits, batch.target)
+        predictions[batch.index] = logits.argmax(1) + 1  # 0 is left for what no rank has read
+    return Evaluation(Meter.figures(engine.sum(meter.totals)), engine.sum(predictions) - 1)
+
+
+def finish(job: Job, folder: RunFolder) -> dict[str, Any]:
+    """Test the network, rank the labels, write the results, and print them."""
+    config, data, position = job.config, job.data, job.position
+    test = None if job.test_loader is None else evaluate(job, job.test_loader).figures
+    train = evaluate(job, job.given_loader)
+    if job.engine.rank != 0:
+        return {}
+    predictions = train.predictions.cpu().numpy()
+    unread = np.flatnonzero(predictions < 0).tolist()
+    right = predictions == (data.given if data.truth is None else data.truth)
+    summary = {
+        "dataset": config.data.dataset,
+        "train_images": len(data.given),
+        "test_images": None if test is None else test.rows,
+        "classes": data.dataset.train.num_classes,
+        "model": config.model.model,
+        "parameters": sum(p.numel() for p in job.network.parameters()),
+        "loss": config.loss.loss,
+        "seed": config.run.seed,
+        "epochs": position.epoch,
+        "steps": position.step,
+        "ranks": job.engine.world_size,
+        "seconds": position.seconds,
+        "images_per_second": position.images / position.seconds,
+        "test_accuracy": None if test is None else test.accuracy,
+        "test_loss": None if test is None else test.loss,
+        "train_accuracy": train.figures.accuracy,
+        "train_accuracy_on_truth": None if data.truth is None else float(right.mean()),
+        "unreadable_images": unread,
+    }
+    result = write_results(
+        folder,
+        summary,
+        samples=data.dataset.train,
+        given=data.given,
+        truth=data.truth,
+        predictions=np.where(predictions < 0, data.given, predictions),
+        table=job.table,
+        dynamics=job.dynamics,
+        percent=config.run.issues_percent,
+    )
+    print(results_text(result, folder), flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
