@@ -79,8 +79,9 @@ class MetricsLog:
         self.writer: Any = None
         if tensorboard is not None:
             require("tensorboard", "train")
-            module = require("torch.utils.tensorboard", "train")
-            self.writer = module.SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
 
     def step(self, step: int, figures: Figures, lr: float, images_per_second: float) -> None:
         """Running figures of the epoch so far, to TensorBoard."""

@@ -26,6 +26,7 @@ from fastac.checkpoint import CheckpointError, load_checkpoint, load_newest, sav
 from fastac.config import Config, load_config, parse_command_line, read_config, resumed_config, write_config
 from fastac.data import Batch, Loader
 from fastac.engine import create_engine
+from fastac.extras import require
 from fastac.job import Job, load_data
 from fastac.metrics import Figures, Meter, MetricsLog, Progress
 from fastac.models import create_model
@@ -102,6 +103,7 @@ def train(
     Raises ValueError, ImportError or OSError for what the user can mend, CheckpointError where a checkpoint
     can't be saved or read, StoppedError after SIGINT or SIGTERM.
     """
+    require_packages(config)
     engine = create_engine(config)
     try:
         place = Path(config.run.output) / (config.run.name or "")
@@ -119,6 +121,16 @@ def train(
         return finish(job, folder)
     finally:
         engine.close()
+
+
+def require_packages(config: Config) -> None:
+    """ImportError now, not after hours of training, for a package that the run will need."""
+    for module in ("tomli_w", "tqdm"):
+        require(module, "train")
+    for module in ("pandas", "matplotlib", "PIL"):
+        require(module, "report")
+    if config.run.tensorboard:
+        require("tensorboard", "train")
 
 
 def open_folder(job: Job, existing: Path | None) -> RunFolder:

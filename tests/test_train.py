@@ -1,0 +1,450 @@
+"""fastac.train: what a run does and what it leaves behind."""
+
+import json
+import math
+import platform
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from training_runs import config, differences, final_state, linear, metrics, with_dropout, without_pictures
+
+import fastac.run
+from fastac.config import Config, load_config
+from fastac.data import Dataset, inject_noise, load_dataset
+from fastac.engine import create_engine
+from fastac.job import Job, load_data
+from fastac.train import evaluate, grouped, main, train, train_step
+
+
+@pytest.fixture(autouse=True)
+def _quick(request, monkeypatch):
+    if "pictures" not in request.node.name:
+        without_pictures(monkeypatch)
+
+
+def job_of(configuration, create=linear) -> Job:
+    return Job(configuration, create_engine(configuration), load_data(configuration), create)
+
+
+def steps(job, count=None):
+    """Train one epoch, or some steps of it."""
+    batches = grouped(job.train_loader.epoch(0), job.config.optimizer.grad_accum_steps)
+    for _, group in zip(range(count or 10**9), batches, strict=False):
+        job.model.train()
+        train_step(job, group)
+    return job
+
+
+# ---------------------------------------------------------------- the run folder
+
+
+def test_a_run_leaves_its_folder_with_pictures_and_all(tmp_path, capsys):
+    words = "--recipe demo --train-limit 150 --epochs 2 --batch-size 50 --threads 1 --device cpu --output"
+    assert main([*words.split(), str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    folder = tmp_path / "demo-ac1-seed0"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "alpha.png",
+        "checkpoints",
+        "config.toml",
+        "contact_sheet.png",
+        "curves.png",
+        "dynamics.csv",
+        "environment.json",
+        "issues.csv",
+        "labels.csv",
+        "metrics.csv",
+        "result.json",
+        "tensorboard",
+    ]
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert checkpoints == ["step-00000003.pt", "step-00000006.pt"]
+    labels = pd.read_csv(folder / "labels.csv")
+    assert list(labels) == ["index", "given_label", "true_label"]
+    clean = load_dataset("digits").train.labels[:150]
+    noisy = inject_noise(clean, 10, kind="uniform", rate=0.2, seed=0)
+    assert (labels.true_label == clean).all()
+    assert (labels.given_label == noisy).all()
+    assert (labels.given_label != labels.true_label).sum() == 30
+
+    issues = pd.read_csv(folder / "issues.csv")
+    assert sorted(issues["index"]) == list(range(150))
+    assert {"given_label", "suggested_label", "is_label_issue", "label_quality", "max_rank"} <= set(issues)
+    by_id = issues.sort_values("index")
+    assert (by_id.given_label.to_numpy() == noisy).all()
+
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["train_images"], result["test_images"], result["steps"]) == (150, 450, 6)
+    assert result["detection"]["alpha"]["noise_rate"] == 0.2
+    assert set(result["detection"]) == {"alpha", "aum"}
+    assert float(metrics(folder)[-1]["test_accuracy"]) == pytest.approx(result["test_accuracy"], abs=1e-6)
+    assert load_config(str(folder / "config.toml")) == load_config(
+        "demo", {"train_limit": 150, "epochs": 2, "batch_size": 50, "threads": 1, "device": "cpu"}
+    )
+    stamp = (folder / "environment.json").read_text()
+    assert platform.node() not in stamp or len(platform.node()) < 3
+    stamp = json.loads(stamp)
+    assert (stamp["ranks"], stamp["packages"]["torch"]) == (1, torch.__version__)
+
+    assert f"test accuracy of the cleansed network: {result['test_accuracy']:.2%}" in printed.out
+    assert f"{result['detection']['alpha']['auroc']:.4f}" in printed.out
+    assert str(folder) in printed.out
+    assert printed.out.rstrip().splitlines()[-1].split()[0] == "result.json"
+    assert printed.err.count("epoch 1/2") == printed.err.count("epoch 2/2") == 1
+
+
+def test_names_are_numbered_and_a_given_name_must_be_free(tmp_path):
+    quick = config(tmp_path, max_steps=1, recipe="mine")
+    for _ in range(3):
+        train(quick, create=linear)
+    names = ["mine-ac1-seed0", "mine-ac1-seed0-2", "mine-ac1-seed0-3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    train(quick.with_values(name="one", recipe=None), create=linear)
+    with pytest.raises(
+        ValueError, match=r"name was 'one' and .*one exists; it should be a new name, or go on"
+    ):
+        train(quick.with_values(name="one"), create=linear)
+    for name in ("a/b", "..", ""):
+        with pytest.raises(ValueError, match="it should be one folder's name"):
+            train(quick.with_values(name=name), create=linear)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "one"]
+
+
+def test_git_state_is_of_the_packages_own_checkout_only(tmp_path):
+    state = fastac.run.git_state(fastac.run.Path(fastac.run.__file__).parent)
+    if state is not None:  # in a checkout
+        assert len(state["revision"]) == 40
+        assert isinstance(state["dirty"], bool)
+    assert fastac.run.git_state(tmp_path) is None
+
+
+def test_without_dynamics_or_alpha_there_is_no_ranking(tmp_path):
+    result = train(config(tmp_path, name="run", loss="ce", dynamics=False), create=linear)
+    assert (result["issues"], result["issues_by"], result["detection"]) == (None, None, {})
+    assert not (tmp_path / "run" / "issues.csv").exists()
+    assert not (tmp_path / "run" / "dynamics.csv").exists()
+
+
+@pytest.mark.parametrize(("loss", "by"), [("ce", "aum"), ("ac1", "alpha"), ("ac2", "alpha")])
+def test_each_loss_trains_and_ranks(tmp_path, loss, by):
+    result = train(config(tmp_path, name="run", loss=loss, epochs=12, issues_percent=10), create=linear)
+    assert result["issues_by"] == by
+    assert result["issues"] == 19  # 10 % of 193
+    assert result["test_accuracy"] > 0.6
+    assert result["detection"]["aum"]["auroc"] > 0.8
+    dynamics = pd.read_csv(tmp_path / "run" / "dynamics.csv")
+    assert (dynamics["count"] == 12).all()
+    losses = [float(row["train_loss"]) for row in metrics(tmp_path / "run")]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+# ---------------------------------------------------------------- one step
+
+
+def test_one_step_of_cross_entropy_is_sgds(tmp_path):
+    start = config(tmp_path, loss="ce", weight_decay=0.01, warmup_epochs=0.0)
+    reference = job_of(start).network
+    batch = next(job_of(start).train_loader.epoch(0))
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.0)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    F.cross_entropy(reference(batch.images), batch.target).backward()
+    reference[1].weight.grad += 0.01 * reference[1].weight.detach()  # biases don't decay
+    optimizer.step()
+    job = steps(job_of(start), 1)
+    for mine, theirs in zip(job.network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss", ["ac1", "ac2"])
+def test_accumulated_batches_are_one_large_batch(tmp_path, loss):
+    """Also where the last group is of another size: 193 images are 6 batches of 32, the last with 33."""
+    large = steps(job_of(config(tmp_path, loss=loss, batch_size=128, augment="none")))
+    small = steps(job_of(config(tmp_path, loss=loss, batch_size=32, grad_accum_steps=4, augment="none")))
+    assert large.position == small.position  # train_step leaves it alone
+    assert (large.steps_per_epoch, small.steps_per_epoch) == (2, 2)
+    for mine, theirs in zip(small.network.parameters(), large.network.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert large.table.dense().abs().max() > 1e-3
+    torch.testing.assert_close(small.table.dense(), large.table.dense(), rtol=1e-5, atol=1e-8)
+    assert differences(small.dynamics.count, large.dynamics.count) == []
+
+
+def test_update_forward_gives_what_update_step_gives(tmp_path):
+    one = steps(job_of(config(tmp_path, update="step")))
+    other = steps(job_of(config(tmp_path, update="forward")))
+    torch.testing.assert_close(one.table.dense(), other.table.dense(), rtol=1e-5, atol=1e-8)
+    for mine, theirs in zip(one.network.parameters(), other.network.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_clipping_is_of_the_network_only(tmp_path):
+    free = steps(job_of(config(tmp_path, weight_decay=0.0)), 1)
+    start = [p.clone() for p in job_of(config(tmp_path)).network.parameters()]
+    clipped = steps(job_of(config(tmp_path, clip_grad=1e-6, weight_decay=0.0)), 1)
+    assert torch.equal(free.table.dense(), clipped.table.dense())
+    moved = torch.cat([(p - q).flatten() for p, q in zip(clipped.network.parameters(), start, strict=True)])
+    lr = clipped.config.optimizer.lr * clipped._lr_factor(0)
+    assert float(moved.detach().norm()) == pytest.approx(1e-6 * lr * 1.9, rel=0.05)  # 1.9: Nesterov's first step
+
+
+@pytest.mark.parametrize("amp_dtype", ["bf16", "fp16"])
+def test_mixed_precision_trains(tmp_path, amp_dtype):
+    plain = train(config(tmp_path, name="fp32", epochs=4), create=with_dropout)
+    mixed = train(config(tmp_path, name="amp", epochs=4, amp_dtype=amp_dtype), create=with_dropout)
+    assert mixed["test_accuracy"] == pytest.approx(plain["test_accuracy"], abs=0.08)
+    scaler = final_state(tmp_path / "amp")["scaler"]
+    assert (scaler is None) == (amp_dtype == "bf16")
+    alpha = final_state(tmp_path / "amp")["table"]["alpha"]
+    torch.testing.assert_close(alpha, final_state(tmp_path / "fp32")["table"]["alpha"], rtol=0.3, atol=0.02)
+
+
+def test_an_overflow_leaves_network_and_alpha_alone_and_the_schedule_goes_on(tmp_path):
+    job = job_of(config(tmp_path, amp_dtype="fp16"))
+    steps(job, 1)
+    before = [p.clone() for p in job.network.parameters()], job.table.dense()
+    batch = next(job.train_loader.epoch(0))
+    job.engine.scaler._scale.fill_(1e38)
+    train_step(job, [batch])
+    assert differences(before[0], list(job.network.parameters())) == []
+    assert torch.equal(before[1], job.table.dense())
+    assert job.scheduler.last_epoch == 2
+    assert job.engine.scaler.get_scale() < 1e38
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["ac1", "ce"])
+def test_torch_compile_gives_the_same_steps(tmp_path, loss):
+    eager = steps(job_of(config(tmp_path, loss=loss)))
+    compiled = steps(job_of(config(tmp_path, loss=loss, torchcompile=True)))
+    for mine, theirs in zip(compiled.network.parameters(), eager.network.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    if loss == "ac1":
+        torch.testing.assert_close(compiled.table.dense(), eager.table.dense(), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(compiled.dynamics.aum, eager.dynamics.aum, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def test_the_schedules_rates_are_in_the_metrics(tmp_path):
+    train(
+        config(tmp_path, name="run", schedule="multistep", milestones=[1, 2], warmup_epochs=0.0),
+        create=linear,
+    )
+    assert [row["lr"] for row in metrics(tmp_path / "run")] == ["0.1", "0.01", "0.001"]
+    train(config(tmp_path, name="cosine", warmup_epochs=0.0), create=linear)
+    expected = [0.05 * (1 + math.cos(math.pi * step / 18)) for step in (5, 11, 17)]
+    assert [float(row["lr"]) for row in metrics(tmp_path / "cosine")] == pytest.approx(expected, rel=1e-5)
+
+
+def test_alpha_follows_the_networks_rate(tmp_path):
+    """A row that no batch held decays with the schedule's rates: the table saw each of them."""
+    job = job_of(config(tmp_path, alpha_weight_decay=0.5, momentum=0.0, nesterov=False, warmup_epochs=0.0))
+    job.table.alpha[:] = 1.0
+    job.table.alpha[:, 0] = 0.0
+    group = next(grouped(job.train_loader.epoch(0), 1))
+    for _ in range(6):
+        train_step(job, group)
+    untouched = np.setdiff1d(np.arange(193), group[0].index.numpy())
+    expected = math.prod(1 - 0.5 * 0.1 * job._lr_factor(step) for step in range(6))
+    alpha = job.table.dense()[untouched]
+    torch.testing.assert_close(alpha[:, 1:], torch.full_like(alpha[:, 1:], expected), rtol=1e-5, atol=0)
+
+
+def test_the_test_counts_each_image_once(tmp_path):
+    job = job_of(config(tmp_path, batch_size=64))
+    found = evaluate(job, job.test_loader)
+    test = job.data.dataset.test
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (job.train_loader.mean, job.train_loader.std))
+    images = (torch.from_numpy(test.images).permute(0, 3, 1, 2) / 255 - mean) / std
+    logits = job.network.eval()(images.float())
+    target = torch.from_numpy(test.labels)
+    assert found.figures.rows == 450
+    assert found.figures.accuracy == pytest.approx(
+        float((logits.argmax(1) == target).float().mean()), abs=1e-9
+    )
+    assert found.figures.loss == pytest.approx(float(F.cross_entropy(logits, target)), rel=1e-5)
+    assert torch.equal(found.predictions, logits.argmax(1))
+
+
+def test_drop_last_leaves_the_rest_out(tmp_path):
+    train(config(tmp_path, name="run", batch_size=64, drop_last=True, epochs=2), create=linear)
+    state = final_state(tmp_path / "run")
+    assert state["position"]["step"] == 6
+    assert int(state["dynamics"]["count"].sum()) == 6 * 64
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(config(tmp_path, name=name, seed=seed), create=with_dropout)
+    a, b, c = (final_state(tmp_path / name) for name in "abc")
+    assert differences(a, b) == []
+    assert "/model/0.weight" in differences(a, c)
+
+
+def test_a_data_set_without_a_test_split(tmp_path, monkeypatch):
+    whole = load_dataset("digits")
+    monkeypatch.setattr("fastac.job.load_dataset", lambda *a, **k: Dataset("digits", whole.train, None))
+    result = train(config(tmp_path, name="run"), create=linear)
+    assert result["test_accuracy"] is None
+    assert metrics(tmp_path / "run")[-1]["test_accuracy"] == ""
+
+
+# ---------------------------------------------------------------- labels
+
+
+def test_a_label_file_with_the_data_sets_labels_as_the_truth(tmp_path):
+    clean = load_dataset("digits").train.labels
+    worse = inject_noise(clean, 10, kind="pair", rate=0.3, seed=5)
+    np.savez(tmp_path / "human.npz", worse_label=worse, clean_label=clean)
+    changes = {
+        "noise": "none",
+        "noise_rate": 0.0,
+        "labels": "human.npz:worse_label",
+        "label_truth": "dataset",
+        "data_dir": str(tmp_path),
+    }
+    result = train(config(tmp_path, name="run", **changes), create=linear)
+    labels = pd.read_csv(tmp_path / "run" / "labels.csv")
+    assert (labels.given_label == worse[:193]).all()
+    assert (labels.true_label == clean[:193]).all()
+    assert result["detection"]["alpha"]["noise_rate"] == pytest.approx((worse != clean)[:193].mean())
+    unknown = train(config(tmp_path, name="two", **{**changes, "label_truth": "none"}), create=linear)
+    assert unknown["detection"] == {}
+    assert list(pd.read_csv(tmp_path / "two" / "labels.csv")) == ["index", "given_label"]
+
+
+def test_noise_on_top_of_a_label_file_counts_the_files_labels_as_the_truth(tmp_path):
+    np.save(tmp_path / "zeros.npy", np.zeros(1347, np.int64))
+    data = load_data(config(tmp_path, labels=str(tmp_path / "zeros.npy")))
+    assert (data.truth == 0).all()
+    assert (data.given != 0).sum() == round(0.2 * 193)
+    data = load_data(config(tmp_path, labels=str(tmp_path / "zeros.npy"), label_truth="dataset"))
+    assert (data.truth == load_dataset("digits").train.labels[:193]).all()
+
+
+def one_line_error(capsys, words) -> str:
+    capsys.readouterr()
+    assert main(words) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("fastac.train: error: ")
+    assert text.count("\n") == 1
+    return text
+
+
+def test_a_label_file_of_another_length_leaves_no_folder(tmp_path, capsys):
+    np.save(tmp_path / "short.npy", np.zeros(100, np.int64))
+    output = tmp_path / "runs"
+    words = ["--recipe", "digits", "--labels", str(tmp_path / "short.npy"), "--output", str(output)]
+    text = one_line_error(capsys, words)
+    assert "short.npy has 100 labels; it should have 1347, one a training sample" in text
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--recipe digit", "recipe was 'digit'; it should be"),
+        ("--epochz 3", "there is no option --epochz; did you mean --epochs?"),
+        ("--recipe digits --lr -1", "lr was -1.0; it should be above 0"),
+        ("--recipe digits --dataset digit", "did you mean 'digits'?"),
+        ("--recipe digits --model resnet3", "unknown model 'resnet3'"),
+        ("--recipe digits --labels none.npy", "there is no label file none.npy"),
+        ("--recipe cifar10-resnet32", "cifar10 needs data_dir (--data-dir)"),
+        ("--recipe digits --batch-size 2000 --drop-last", "num_samples is 1347"),
+        ("--recipe digits --noise asymmetric --noise-rate 0.1", "asymmetric noise is defined for cifar10"),
+    ],
+)
+def test_a_users_error_is_one_line_and_leaves_no_folder(tmp_path, capsys, words, message):
+    output = tmp_path / "runs"
+    assert message in one_line_error(capsys, [*words.split(), "--output", str(output)])
+    assert not output.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there(tmp_path, capsys):
+    text = one_line_error(
+        capsys, ["--recipe", "digits", "--device", "cuda", "--output", str(tmp_path / "runs")]
+    )
+    assert "device was 'cuda'; it should be 'cpu' or 'auto' here" in text
+
+
+def test_fastac_debug_shows_where_an_error_is_from(monkeypatch):
+    monkeypatch.setenv("FASTAC_DEBUG", "1")
+    with pytest.raises(ValueError, match="recipe was 'digit'"):
+        main(["--recipe", "digit"])
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("tensorboard", "train"), ("tomli_w", "train"), ("matplotlib", "report")]
+)
+def test_a_missing_optional_package_is_found_before_the_start(tmp_path, capsys, monkeypatch, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    output = tmp_path / "runs"
+    text = one_line_error(capsys, ["--recipe", "digits", "--output", str(output), "--threads", "1"])
+    assert f"fastac needs {module} for this" in text
+    assert f"pip install 'autocleansing[{extra}]'" in text
+    assert not output.exists()
+
+
+# ---------------------------------------------------------------- image folders
+
+
+@pytest.fixture
+def folder_of_images(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6)):
+        for label in ("cat", "dog"):
+            (tmp_path / "images" / split / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 100, (16, 16, 3), np.uint8) + (100 if label == "dog" else 0)
+                path = tmp_path / "images" / split / label / f"{number}.png"
+                image.fromarray(pixels.astype(np.uint8)).save(path)
+    bad = tmp_path / "images" / "train" / "dog" / "5.png"
+    bad.write_bytes(b"no image")
+    return bad
+
+
+def folder_config(tmp_path, **changes) -> Config:
+    settings = {
+        "dataset": "folder",
+        "data_dir": str(tmp_path / "images"),
+        "image_size": 16,
+        "train_limit": None,
+    }
+    settings |= {"noise": "none", "noise_rate": 0.0, "batch_size": 4, "model": "cnn"}
+    return config(tmp_path / "runs", name="run", **{**settings, **changes})
+
+
+def test_an_unreadable_image_stops_the_run_with_its_path(tmp_path, folder_of_images):
+    with pytest.raises(ValueError, match=f"cannot decode the image {folder_of_images}"):
+        train(folder_config(tmp_path))
+
+
+def test_an_unreadable_image_is_left_out_and_listed(tmp_path, folder_of_images, capsys):
+    result = train(folder_config(tmp_path, on_bad_image="skip"))
+    names = sorted(path.name for path in folder_of_images.parent.iterdir())
+    bad = 12 + names.index("5.png")
+    assert result["unreadable_images"] == [bad]
+    assert "unreadable images, left out: 1" in capsys.readouterr().out
+    dynamics = pd.read_csv(tmp_path / "runs" / "run" / "dynamics.csv")
+    assert dynamics["count"].tolist() == [0 if index == bad else 3 for index in range(24)]
+    assert float(metrics(tmp_path / "runs" / "run")[-1]["train_loss"]) < 0.7
+
+
+def test_a_batch_of_unreadable_images_only_changes_nothing_but_time(tmp_path, folder_of_images):
+    """Its mean loss has no rows: no NaN may come of it."""
+    for label in ("cat", "dog"):
+        for path in (tmp_path / "images" / "train" / label).iterdir():
+            if path.name != "0.png":
+                path.write_bytes(b"no image")
+    result = train(folder_config(tmp_path, on_bad_image="skip", batch_size=2, epochs=2))
+    assert len(result["unreadable_images"]) == 22
+    state = final_state(tmp_path / "runs" / "run")
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert state["table"]["alpha"].isfinite().all()
