@@ -104,7 +104,10 @@ class DataConfig(Section):
     )
     on_bad_image: str = key("stop", "what an unreadable image does", choices=("stop", "skip"))
     batch_size: int = key(128, "images a batch on each rank", low=1)
-    drop_last: bool = key(False, "leave out an epoch's last, smaller batch")
+    drop_last: bool = key(
+        True,
+        "leave out an epoch's last, smaller batch; its mean would move α of a few rows as far as a batch's",
+    )
     workers: int = key(0, "processes that decode image files; 0: the training's own", low=0, on_resume=True)
 
 

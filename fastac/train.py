@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         train(config, resume=resume)
         return 0
     except StoppedError as stop:
-        return _say(f"stopped: {stop}", 128 + stop.signum)
+        status = 128 + stop.signum
+        return _say(f"stopped: {stop}", status) if os.environ.get("RANK", "0") == "0" else status
     except KeyboardInterrupt:
         return _say("stopped at once, with nothing saved since the last checkpoint", 128 + signal.SIGINT)
     except CheckpointError as error:

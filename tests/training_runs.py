@@ -18,6 +18,7 @@ SMALL = {
     "noise_rate": 0.2,
     "batch_size": 32,
     "augment": "crop",
+    "drop_last": False,
     "epochs": 3,
     "lr": 0.1,
     "nesterov": True,
