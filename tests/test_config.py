@@ -174,9 +174,9 @@ def test_resume_refuses_what_would_change_the_result(tmp_path):
     assert resumed == stored.with_values(log_interval=7, checkpoint_hist=5, device="cpu")
     with pytest.raises(ValueError, match=r"lr was 0\.5 and the run .* was started with 0\.1; it should stay"):
         resumed_config(stored, {"lr": 0.5}, tmp_path)
-    for name in ("seed", "epochs", "loss", "noise", "alpha_dtype", "model", "augment", "nesterov"):
+    for name in ("seed", "epochs", "loss", "noise", "alpha_dtype", "model", "augment", "drop_last"):
         old = stored.values()[name]
-        other = {int: 99, str: "pair", bool: True}[type(old)]
+        other = not old if isinstance(old, bool) else {int: 99, str: "pair"}[type(old)]
         with pytest.raises(ValueError, match=f"^{name} was"):
             resumed_config(stored, {name: other}, tmp_path)
 
