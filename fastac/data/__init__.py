@@ -1,0 +1,27 @@
+"""Data with ids: data sets, label noise, label files, the order of an epoch, augmentation and batches."""
+
+from fastac.data.augment import AUGMENTATIONS, channel_stats
+from fastac.data.datasets import DATASETS, load_dataset
+from fastac.data.decode import UnreadableImageError
+from fastac.data.label_files import read_label_file
+from fastac.data.loader import Batch, Loader
+from fastac.data.noise import NOISE_KINDS, inject_noise
+from fastac.data.sampler import EpochSampler
+from fastac.data.samples import Dataset, FolderImages, Samples
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "NOISE_KINDS",
+    "Batch",
+    "Dataset",
+    "EpochSampler",
+    "FolderImages",
+    "Loader",
+    "Samples",
+    "UnreadableImageError",
+    "channel_stats",
+    "inject_noise",
+    "load_dataset",
+    "read_label_file",
+]
