@@ -357,6 +357,7 @@ def finish(job: Job, folder: RunFolder) -> dict[str, Any]:
     unread = np.flatnonzero(predictions < 0).tolist()
     right = predictions == (data.given if data.truth is None else data.truth)
     summary = {
+        "folder": str(folder.path),
         "dataset": config.data.dataset,
         "train_images": len(data.given),
         "test_images": None if test is None else test.rows,
