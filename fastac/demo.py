@@ -22,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train the demo recipe with each loss, and print what they gained."""
     parser = argparse.ArgumentParser(prog="python -m fastac.demo", description=__doc__)
     parser.add_argument("--output", default="runs", help="folder of the run folders (default: runs)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of start, shuffles and flipped labels (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of start, shuffles and flipped labels (default: 0)"
+    )
     options = parser.parse_args(argv)
     results: dict[str, dict[str, Any]] = {}
     for loss in LOSSES:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fastac.extras import require
 from fastac.groups import group_ids
+from fastac.validation import check_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,10 +41,8 @@ class TrainingDynamics:
     _by_handle: weakref.WeakValueDictionary[int, TrainingDynamics] = weakref.WeakValueDictionary()
 
     def __init__(self, num_samples: int, num_classes: int, *, device: torch.device | str | None = None):
-        for name, value, least in (("num_samples", num_samples, 1), ("num_classes", num_classes, 2)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        self.num_samples, self.num_classes = num_samples, num_classes
+        self.num_samples = check_size("num_samples", num_samples, 1)
+        self.num_classes = check_size("num_classes", num_classes, 2)
         self.device = torch.empty(0, device=device).device
         self.count = torch.zeros(num_samples, dtype=torch.int64, device=self.device)
         self.sums = torch.zeros((num_samples, len(_SUMS)), dtype=torch.float64, device=self.device)

@@ -20,7 +20,7 @@ from fastac import backends
 from fastac.clock import StepClock, step_matrix
 from fastac.groups import group_ids
 from fastac.reference import FORMS
-from fastac.validation import RangeCheck
+from fastac.validation import RangeCheck, check_size
 
 __all__ = ["AlphaTable"]
 
@@ -74,8 +74,8 @@ class AlphaTable:
         process_group: dist.ProcessGroup | None = None,
         window: int = 1 << 18,
     ):
-        _check_size("num_samples", num_samples, 1)
-        _check_size("num_classes", num_classes, 2)
+        num_samples = check_size("num_samples", num_samples, 1)
+        num_classes = check_size("num_classes", num_classes, 2)
         if form not in FORMS:
             raise ValueError(f"form must be one of {FORMS}, got {form!r}")
         if history not in ("exact", "folded"):
@@ -112,6 +112,9 @@ class AlphaTable:
             process_group = dist.group.WORLD
         self.process_group = process_group
         self.world_size = 1 if process_group is None else dist.get_world_size(process_group)
+        # What is staged is known when the step runs, not when it is traced. (Not a decorator: it imports the compiler,
+        # which the first optimizer step does in any case, but `import fastac` should not.)
+        self._apply_uncompiled = torch.compiler.disable(AlphaTable._apply)
         self._set_momentum(momentum, nesterov)
 
     @classmethod
@@ -189,12 +192,11 @@ class AlphaTable:
         self._read_optimizer()
         table = weakref.ref(self)  # the optimizer must not keep the table alive
 
-        @torch.compiler.disable  # what is staged is known when the step runs, not when it is traced
         def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             if (followed := table()) is not None:
                 followed._optimizer_stepped()
 
-        self._hook = optimizer.register_step_post_hook(after_step)
+        self._hook = optimizer.register_step_post_hook(torch.compiler.disable(after_step))
 
     def _read_optimizer(self) -> None:
         assert self._optimizer is not None
@@ -235,19 +237,28 @@ class AlphaTable:
         """Forget the row gradients since the last step, as zero_grad() does without a step."""
         self._staged.clear()
 
-    @torch.compiler.disable
     @torch.no_grad()
     def step(self) -> None:
         """One optimizer step, by hand: apply what backward passes staged and advance the clock."""
         self._by_hand("the step")
         if self._lr is None:
             raise RuntimeError("set table.lr before table.step(), or call table.follow(optimizer)")
-        self._apply(None)
+        self._apply_uncompiled(self, None)
 
     @torch.no_grad()
     def _apply(self, skip: Tensor | None) -> None:
         lr = self.lr
         assert lr is not None
+        if (
+            self.process_group is None
+            and dist.is_available()
+            and dist.is_initialized()
+            and dist.get_world_size() > 1
+        ):
+            raise RuntimeError(
+                "this α table was made before torch.distributed was initialised, so the ranks' copies would differ: "
+                "make it afterwards, or give it a process_group"
+            )
         staged, self._staged = self._staged, []
         if self._forward_lr is not None:
             written, self._forward_lr = self._forward_lr, None
@@ -450,7 +461,8 @@ class AlphaTable:
         with torch.no_grad():
             self.alpha.copy_(state["alpha"])
             if state["momentum_buffer"] is None:
-                self.momentum_buffer = None if self._momentum == 0 else torch.zeros_like(self.alpha)
+                self.momentum_buffer = None
+                self._set_momentum(self._momentum, self._nesterov)
             else:
                 self.momentum_buffer = torch.empty_like(self.alpha).copy_(state["momentum_buffer"])
             self.last.copy_(state["last"])
@@ -479,11 +491,6 @@ class AlphaTable:
                     f"{key} in the state is not a {like.dtype} tensor of shape {tuple(like.shape)}"
                 )
         self.clock.check_state(state["clock"])
-
-
-def _check_size(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, group: int) -> None:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import operator
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["RangeCheck", "check_batch", "check_range"]
+__all__ = ["RangeCheck", "check_batch", "check_range", "check_size"]
+
+
+def check_size(name: str, value: Any, least: int) -> int:
+    """value as an int; ValueError unless it is an integer (NumPy's too) of at least `least`."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = least - 1
+    if size < least or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return size
 
 
 def check_batch(
@@ -52,12 +65,12 @@ class RangeCheck:
 
     def poll(self) -> None:
         """At a step's end: raise what an earlier step's copy brought, and send the next copy on its way."""
-        if self.flags.device.type == "cpu":
+        if self.flags.device.type == "cpu" or torch.cuda.is_current_stream_capturing():
             return
         if self._copied is not None and self._copied.query():
             self._raise(self._host)
             self._copied = None
-        if self._copied is None and not torch.cuda.is_current_stream_capturing():
+        if self._copied is None:
             if self._host is None:
                 self._host = torch.zeros_like(self.flags, device="cpu").pin_memory()
             self._host.copy_(self.flags, non_blocking=True)

@@ -185,3 +185,23 @@ def test_compile_recompiles_for_no_new_learning_rate():
         optimizer.step()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert int(table.clock.steps) == 5
+
+
+def test_a_step_by_hand_in_compiled_code_runs_outside_the_graph():
+    results = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        table = fastac.AlphaTable(N, K, momentum=0.9)
+        table.lr = 0.1
+
+        def whole(logits, index, table=table):
+            ac_cross_entropy(logits, index % K, index, table).backward()
+            table.step()
+
+        step = torch.compile(whole, backend="aot_eager") if compiled else whole
+        for seed in range(4):
+            logits = torch.randn(B, K, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+            step(logits, torch.arange(B))
+        results.append(table.dense())
+        assert int(table.clock.steps) == 4
+    assert relative_error(results[1], results[0]) < 1e-6

@@ -40,6 +40,8 @@ def train(rank, world, form):
 
 def worker(rank, world, store, folder):
     torch.set_num_threads(1)
+    early = fastac.AlphaTable(N, K)
+    early.lr = 0.1
     dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
     results = {form: train(rank, world, form) for form in ("ac1", "ac2")}
     table = fastac.AlphaTable(N, K)
@@ -52,6 +54,11 @@ def worker(rank, world, store, folder):
         results["refused"] = ""
     except RuntimeError as error:
         results["refused"] = str(error)
+    try:
+        early.step()
+        results["early"] = ""
+    except RuntimeError as error:
+        results["early"] = str(error)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -69,3 +76,4 @@ def test_ranks_end_with_the_alpha_of_one(world, tmp_path):
             assert relative_error(result[form][0], alpha) < 1e-12
             assert relative_error(result[form][1], weight) < 1e-12
     assert "can't keep copies of a table equal across ranks" in ranks[0]["refused"]
+    assert "made before torch.distributed was initialised" in ranks[0]["early"]

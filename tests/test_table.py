@@ -299,6 +299,7 @@ def test_state_goes_on_to_the_same_bits(options, tmp_path):
     torch.save(half.state_dict(), tmp_path / "state")
     resumed = by_hand(**options)
     resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert (resumed.momentum_buffer is None) == (options.get("history") == "folded")
     assert torch.equal(train(resumed, 50, seed=2).dense(), whole.dense())
 
 
@@ -354,6 +355,12 @@ BAD_TABLES = [
     ({"momentum": 1.0}, "momentum must be"),
     ({"window": 3}, "window must be"),
 ]
+
+
+def test_sizes_may_be_numpy_integers():
+    table = fastac.AlphaTable(np.int64(4), np.int32(3))
+    assert type(table.num_samples) is int
+    assert table.dense().shape == (4, 3)
 
 
 @pytest.mark.parametrize(("change", "message"), BAD_TABLES)
