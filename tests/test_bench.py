@@ -1,0 +1,190 @@
+"""The benchmarks at sizes that say nothing about speed: that they run, what they record, and that they can fail."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+TINY = ["--samples", "40", "160", "--classes", "5", "--batch", "8", "--rounds", "3", "--threads", "1"]
+KINDS = ["table AC1", "table AC1 folded", "table AC2", "dense AC1", "dense AC2"]
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """A benchmark as `python bench/NAME.py` imports it: its folder is on the path."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.setattr(importlib.import_module("common"), "BEYOND_CACHES", 1 << 16)
+    return importlib.import_module
+
+
+def test_table_as_a_user_runs_it(tmp_path):
+    command = [sys.executable, str(BENCH / "table.py"), *TINY, "--device", "cpu", "--limit", "50"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "new")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["table-cpu.json", "table-cpu.png"]
+    assert (tmp_path / "new" / "table-cpu.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "new" / "table-cpu.json").read_text(encoding="utf-8"))
+    check_record(record)
+    for row in record["results"]:
+        assert f"{row['step_seconds']['median'] * 1e3:.3f}" in done.stdout
+
+
+def check_record(record):
+    assert record["benchmark"] == "table"
+    environment = record["environment"]
+    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["threads"] == 1
+    assert {"command", "git", "device", "load_average"} <= environment.keys()
+    settings = record["settings"]
+    assert (settings["samples"], settings["classes"], settings["batch"]) == ([40, 160], 5, 8)
+    assert (settings["rounds"], settings["limit"], settings["device"]) == (3, 50, "cpu")
+    bandwidth = record["copy_bytes_per_second"]
+    assert 1e8 < bandwidth["low"] <= bandwidth["median"] <= bandwidth["high"] < 1e14
+    assert [(r["num_samples"], r["alpha"]) for r in record["results"]] == [
+        (n, k) for n in (40, 160) for k in KINDS
+    ]
+    for row in record["results"]:
+        assert row["skipped"] is None
+        step = row["step_seconds"]
+        assert step["rounds"] == 3
+        assert 0 < step["low"] <= step["median"] <= step["high"]
+        share = 0
+        if row["alpha"].startswith("table"):
+            sweep = row["sweep_seconds"]["median"]
+            assert row["sweep_seconds_per_row"] == pytest.approx(sweep / row["num_samples"])
+            share = sweep / 65536  # a quarter of the default window
+        else:
+            assert row["sweep_seconds"] is None
+        assert row["sweep_seconds_per_step"] == pytest.approx(share)
+        assert row["total_seconds_per_step"] == pytest.approx(step["median"] + share)
+    by_kind = {row["alpha"]: row for row in record["results"] if row["num_samples"] == 160}
+    clock = (2**18 + 2**9) * 4 * 8  # the window and its blocks, 2×2 float64 each
+    assert [by_kind[kind]["state_bytes"] for kind in KINDS] == [
+        4 * (2 * 160 * 5 + 160) + clock,
+        4 * (160 * 5 + 160) + clock,
+        4 * (2 * 160 + 160) + clock,
+        4 * 2 * 160 * 5,
+        4 * 2 * 160,
+    ]
+    assert [by_kind[kind]["gradient_bytes"] for kind in KINDS] == [160, 160, 32, 3200, 640]
+    assert list(record["growth"]["ratios"]) == KINDS
+    assert record["growth"]["failures"] == []
+
+
+def test_table_fails_over_its_limit(bench, tmp_path, capsys):
+    arguments = [*TINY, "--device", "cpu", "--limit", "0.001", "--out", str(tmp_path)]
+    assert bench("table").main(arguments) == 1
+    assert capsys.readouterr().err.count("FAILED: table") == 3
+    assert (tmp_path / "table-cpu.png").exists()  # a failure can be looked at
+    record = json.loads((tmp_path / "table-cpu.json").read_text(encoding="utf-8"))
+    assert len(record["growth"]["failures"]) == 3
+
+
+def results(**seconds):
+    """Rows at N = 10 and 1000: a second each, but for the kinds named (a_b for "a b") at N = 1000."""
+    rows = []
+    for kind in KINDS:
+        large = seconds.get(kind.replace(" ", "_"), 1.0)
+        rows.append({"alpha": kind, "num_samples": 10, "total_seconds_per_step": 1.0})
+        rows.append(
+            {"alpha": kind, "num_samples": 1000} | ({"total_seconds_per_step": large} if large else {})
+        )
+    return rows
+
+
+def test_growth_is_judged_for_the_table_alone(bench):
+    growth = bench("table").growth
+    fine = growth(results(table_AC1=1.5, dense_AC1=100.0), [10, 1000], 1.5)
+    assert fine["failures"] == []
+    assert fine["ratios"]["dense AC1"] == 100
+    (failure,) = growth(results(table_AC2=1.51), [10, 1000], 1.5)["failures"]
+    assert failure == "table AC2: a step at N = 1,000 takes 1.51 times that at N = 10, more than 1.5"
+    (failure,) = growth(results(table_AC1=float("nan")), [10, 1000], 1.5)["failures"]
+    assert "nan times" in failure
+
+
+def test_what_was_not_measured_is_not_taken_for_fast(bench):
+    judged = bench("table").growth(results(table_AC1_folded=None, dense_AC1=None), [10, 1000], 1.5)
+    assert judged["failures"] == ["table AC1 folded: not measured at both N = 10 and N = 1,000"]
+    assert judged["ratios"]["dense AC1"] is None
+
+
+def test_sizes_that_memory_is_too_short_for_are_skipped_and_said(bench, monkeypatch, tmp_path, capsys):
+    table = bench("table")
+    # In float32s: 40 samples take 1,840 of all kinds; 160 take 3,200 of the table's, 800 of AC2's dense parameter
+    # and 3,360 of AC1's.
+    monkeypatch.setattr(table, "free_memory", lambda device: table._RESERVE + 4 * 6000)
+    assert table.main([*TINY, "--device", "cpu", "--limit", "50", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "table-cpu.json").read_text(encoding="utf-8"))
+    skipped = {(r["alpha"], r["num_samples"]): r["skipped"] for r in record["results"] if r["skipped"]}
+    reason = "needs 0.0 GB of memory, 0.0 GB are left beside the others"
+    assert skipped == {("dense AC1", 160): reason}
+    assert record["growth"]["ratios"]["dense AC1"] is None
+    assert f"{'dense AC1':<17}{160:>11}  skipped: {reason}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", "100", "100"], "--samples must name two sizes or more, got [100]"),
+        (["--samples", "100", "200", "--batch", "101"], "--batch must be in [1, 100], the least N, got 101"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+    ],
+)
+def test_bad_options(bench, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        bench("table").parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_cases_take_turns_and_only_run_is_timed(bench, monkeypatch):
+    common = bench("common")
+    now, calls = [0.0], []
+    monkeypatch.setattr(common, "BEYOND_CACHES", 64)
+    monkeypatch.setattr(common.time, "perf_counter", lambda: now[0])
+
+    def case(name, seconds):
+        def prepare():
+            now[0] += 100
+            return name
+
+        def run(argument):
+            calls.append(argument)
+            now[0] += seconds.pop(0)
+
+        return common.Case(run, prepare)
+
+    untimed = [50.0, 50.0]
+    first, second = common.time_cases(
+        [case("a", [*untimed, 1.0, 3.0, 2.0]), case("b", [*untimed, 9.0, 9.0, 5.0])], torch.device("cpu"), 3
+    )
+    assert "".join(calls) == "abbaabbaab"
+    assert first == common.Timing(median=2, low=1.5, high=2.5, rounds=3)
+    assert second == common.Timing(median=9, low=7, high=9, rounds=3)
+
+
+def test_copy_bandwidth_counts_bytes_read_and_written(bench, monkeypatch):
+    common = bench("common")
+    monkeypatch.setattr(common, "BEYOND_CACHES", 1000)
+    figures = common.copy_bandwidth(common.Timing(median=2.0, low=1.0, high=4.0, rounds=3))
+    assert figures == {"median": 1000, "low": 500, "high": 2000}
+    case = common.copy_case(torch.device("cpu"))
+    assert case.run(case.prepare()).eq(1).all()
+
+
+def test_free_memory_is_that_of_the_device(bench):
+    free = bench("common").free_memory(torch.device("cpu"))
+    assert 1 << 20 < free < 1 << 50
+
+
+@pytest.mark.gpu
+def test_table_on_a_gpu(bench, tmp_path):
+    assert bench("table").main([*TINY, "--device", "cuda", "--limit", "50", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "table-cuda.json").read_text(encoding="utf-8"))
+    assert record["environment"]["device"] == torch.cuda.get_device_name()
+    assert all(row["step_seconds"]["low"] > 0 for row in record["results"])
