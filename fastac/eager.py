@@ -1,7 +1,6 @@
-"""The backend `reference`: every operation of the α table and its loss in eager PyTorch, on any device.
+"""The backend `reference`: the operations of fastac/contract.py in eager PyTorch, on any device.
 
-One function an operation, with the arguments that every backend takes. It spells out the gradients that
-reference.py leaves to autograd, and touches the batch's rows alone. No function waits for the device.
+It spells out the gradients that reference.py leaves to autograd, and touches the batch's rows alone.
 """
 
 from __future__ import annotations
@@ -10,40 +9,90 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastac.clock import StepClock
-from fastac.groups import Groups
+from fastac.contract import STATISTICS, Forward, Objective, Rows, Sgd
+from fastac.groups import group_ids
 from fastac.reference import training_logits
 from fastac.rng import hash_bits
+from fastac.validation import check_range
 
-__all__ = ["STATISTICS", "catch_up", "compute_dtype", "cross_entropy", "statistics", "sweep", "update_rows"]
-
-STATISTICS = ("margin", "p", "correct", "el2n", "loss")
+__all__ = ["forward", "forward_update", "read_rows", "row_gradient", "sweep", "update_rows"]
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """bfloat16 rows are computed with in float32."""
-    return torch.float32 if dtype == torch.bfloat16 else dtype
+def forward(
+    logits: Tensor,
+    target: Tensor,
+    index: Tensor | None,
+    rows: Rows | None,
+    objective: Objective,
+    flags: Tensor,
+    num_samples: int,
+    statistics: bool,
+) -> Forward:
+    """One forward pass.
+
+    logits: (B, K). target: (B,) int64. index: (B,) int64 or int32, or None without table and statistics. rows: None
+    for α = 0. flags: (2,) int64, where an accelerator notes values outside their range (see check_range): such a row
+    counts as ignored. A row whose logits are not all finite has no id to write to.
+    """
+    ignore_index = objective.ignore_index
+    good = check_range(target, index, logits.shape[1], num_samples, ignore_index, flags)
+    target = torch.where(good, target, ignore_index)
+    ids, alpha = target.new_empty(0), None
+    if index is not None:
+        ids = torch.where(good, index.to(torch.int64), 0)
+        alpha = None if rows is None else read_rows(rows, ids)
+        usable = (target != ignore_index) & logits.isfinite().all(1)
+        ids = torch.where(usable, ids, -1)
+    loss, grad = cross_entropy(logits, target, alpha, objective)
+    if statistics:
+        seen = dynamics(logits, target, ignore_index)
+    else:
+        seen = logits.new_empty((0, len(STATISTICS)), dtype=torch.float32)
+    return Forward(loss, grad, ids, seen)
+
+
+def forward_update(
+    logits: Tensor,
+    target: Tensor,
+    index: Tensor,
+    rows: Rows,
+    objective: Objective,
+    flags: Tensor,
+    num_samples: int,
+    statistics: bool,
+    sgd: Sgd,
+    grad_output: float,
+) -> Forward:
+    """`forward`, then `update_rows` with the gradient that grad_output, the loss's own gradient, will bring."""
+    result = forward(logits, target, index, rows, objective, flags, num_samples, statistics)
+    if len(result.ids):
+        update_rows(
+            rows, result.ids, row_gradient(result.grad, target, objective.form) * grad_output, sgd, None
+        )
+    return result
+
+
+def row_gradient(grad: Tensor, target: Tensor, form: str) -> Tensor:
+    """The rows' gradient from that of the training logits (B, K): the same for AC1, its y entry (B,) for AC2."""
+    if form == "ac1":
+        return grad
+    column = target.clamp(0, grad.shape[1] - 1)[
+        :, None
+    ]  # what is ignored or outside has gradient 0 throughout
+    return grad.gather(1, column)[:, 0]
 
 
 def cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    rows: Tensor | None,
-    weight: Tensor | None,
-    form: str,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
+    logits: Tensor, target: Tensor, alpha: Tensor | None, objective: Objective
 ) -> tuple[Tensor, Tensor]:
-    """Loss and its gradient by the training logits, of F.cross_entropy on them.
+    """F.cross_entropy of the training logits, and its gradient by them; see contract.Forward.
 
-    logits: (B, K). target: (B,) int64 in [0, K) or ignore_index. rows: α of the batch, caught up, (B, K) or AC2
-    (B,), None for α = 0. weight: (K,) or None. Returns the loss, () or (B,) for reduction "none", float32
-    (float64 for float64 logits), and the gradient (B, K) in the same dtype, with weights and normaliser in it.
+    alpha: of the batch, caught up, (B, K) or AC2 (B,), None for α = 0.
     """
+    weight, form, ignore_index, reduction, label_smoothing = objective
     z = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    if rows is not None:
-        z = training_logits(z, target, rows.to(z.dtype), form)
+    if alpha is not None:
+        z = training_logits(z, target, alpha.to(z.dtype), form)
     classes = z.shape[1]
     kept = target != ignore_index
     column = torch.where(kept, target, 0)[:, None]
@@ -65,7 +114,7 @@ def cross_entropy(
     return loss.sum() / normaliser, torch.where(kept[:, None], grad / normaliser, 0)
 
 
-def statistics(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+def dynamics(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """Training dynamics of one forward pass, (B, 5) float32 in the order of STATISTICS, all of the network's own
     logits (B, K), without α: margin m_y − max_{j≠y} m_j (Pleiss et al. 2020, equation 1), p_y, whether the
     prediction is y, EL2N ‖p − onehot(y)‖₂ (Paul et al. 2021), cross entropy."""
@@ -80,40 +129,39 @@ def statistics(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     return torch.stack(columns, dim=1).to(torch.float32)
 
 
-def catch_up(
-    alpha: Tensor, momentum: Tensor | None, last: Tensor, ids: Tensor, clock: StepClock
-) -> tuple[Tensor, Tensor | None]:
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """bfloat16 rows are computed with in float32."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def catch_up(rows: Rows, ids: Tensor) -> tuple[Tensor, Tensor | None]:
     """Rows `ids` (n,) as they are now: α and momentum buffer, (n, K) or (n,), in the compute dtype."""
-    dtype = compute_dtype(alpha.dtype)
-    c = clock.coefficients(last.index_select(0, ids)).to(dtype)
-    if alpha.ndim == 2:
+    dtype = compute_dtype(rows.alpha.dtype)
+    c = rows.clock.coefficients(rows.last.index_select(0, ids)).to(dtype)
+    if rows.alpha.ndim == 2:
         c = c[..., None]
-    a = alpha.index_select(0, ids).to(dtype)
-    if momentum is None:
+    a = rows.alpha.index_select(0, ids).to(dtype)
+    if rows.momentum is None:
         return c[:, 0, 0] * a, None
-    b = momentum.index_select(0, ids).to(dtype)
+    b = rows.momentum.index_select(0, ids).to(dtype)
     return c[:, 0, 0] * a + c[:, 0, 1] * b, c[:, 1, 0] * a + c[:, 1, 1] * b
 
 
-def sgd(
-    a: Tensor,
-    b: Tensor | None,
-    g: Tensor,
-    lr: Tensor,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-    folded: bool,
-) -> tuple[Tensor, Tensor | None]:
+def read_rows(rows: Rows, ids: Tensor) -> Tensor:
+    """α of rows ids (n,) int64 in range, as it is now: (n, K) or (n,), float32 (float64 for a float64 table)."""
+    return catch_up(rows, ids)[0]
+
+
+def step_rows(a: Tensor, b: Tensor | None, g: Tensor, lr: Tensor, sgd: Sgd) -> tuple[Tensor, Tensor | None]:
     """torch.optim.SGD's step of rows a with buffer b and gradient g."""
     lr = lr.to(a.dtype)
-    g = g + weight_decay * a
-    if folded:
-        return a - lr / (1 - momentum) * g, None
-    if momentum == 0 or b is None:
+    g = g + sgd.weight_decay * a
+    if sgd.folded:
+        return a - lr / (1 - sgd.momentum) * g, None
+    if sgd.momentum == 0 or b is None:
         return a - lr * g, b
-    b = momentum * b + g
-    return a - lr * (g + momentum * b if nesterov else b), b
+    b = sgd.momentum * b + g
+    return a - lr * (g + sgd.momentum * b if sgd.nesterov else b), b
 
 
 def round_to(value: Tensor, dtype: torch.dtype, seed: int, step: Tensor, ids: Tensor, stream: int) -> Tensor:
@@ -129,53 +177,41 @@ def round_to(value: Tensor, dtype: torch.dtype, seed: int, step: Tensor, ids: Te
     return torch.where(value.isfinite(), rounded, value.to(torch.bfloat16))
 
 
-def update_rows(
-    alpha: Tensor,
-    momentum: Tensor | None,
-    last: Tensor,
-    groups: Groups,
-    grad: Tensor,
-    clock: StepClock,
-    skip: Tensor | None,
-    *,
-    sgd_momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-    folded: bool,
-    seed: int,
-) -> None:
-    """Bring the rows of a batch to the step that is about to be counted, in place, with their gradients in it.
+def update_rows(rows: Rows, ids: Tensor, grad: Tensor, sgd: Sgd, skip: Tensor | None) -> None:
+    """Bring the rows of a batch to the step that is about to be counted, with their gradients in it.
 
-    grad: (n, K) or AC2 (n,), one a position; summed over equal ids. skip: () bool on the device, True writes
-    nothing. Rows are written through slots that may repeat an id with the same value (see Groups).
+    ids: (n,) int64, n ≥ 1, negative where nothing is to be written. grad: (n, K) or AC2 (n,), summed over equal ids
+    in their order; one that is not finite counts as none. skip: () bool on the device, True writes nothing.
     """
-    ids = groups.ids.clamp(min=0)
+    finite = grad.isfinite().all(1) if grad.ndim == 2 else grad.isfinite()
+    groups = group_ids(torch.where(finite, ids, -1))
     kept = groups.ids < 0 if skip is None else (groups.ids < 0) | skip  # these keep what they hold
-    a, b = catch_up(alpha, momentum, last, ids, clock)
-    g = groups.sum(grad.to(a.dtype))
-    if alpha.ndim == 2:
+    ids = groups.ids.clamp(min=0)
+    a, b = catch_up(rows, ids)
+    g = groups.sum(torch.where(finite[:, None] if grad.ndim == 2 else finite, grad, 0).to(a.dtype))
+    if g.ndim == 2:
         g[:, 0] = 0  # AC1's gauge: α of the first category stays zero
-    a, b = sgd(a, b, g, clock.lr, sgd_momentum, weight_decay, nesterov, folded)
-    step = clock.steps + 1
-    _write(alpha, ids, kept, round_to(a, alpha.dtype, seed, step, ids, 0))
-    if momentum is not None and b is not None:
-        _write(momentum, ids, kept, round_to(b, momentum.dtype, seed, step, ids, 1))
-    _write(last, ids, kept, step.to(last.dtype).expand(len(ids)))
+    a, b = step_rows(a, b, g, rows.clock.lr, sgd)
+    _write(rows, ids, kept, a, b, rows.clock.steps + 1, sgd.seed)
 
 
-def sweep(
-    alpha: Tensor, momentum: Tensor | None, last: Tensor, ids: Tensor, clock: StepClock, seed: int
-) -> None:
+def sweep(rows: Rows, ids: Tensor, seed: int) -> None:
     """Bring those of the rows ids (n,) to now that were not touched for a quarter of the clock's window."""
-    kept = clock.steps - last.index_select(0, ids) < clock.sweep_every
-    a, b = catch_up(alpha, momentum, last, ids, clock)
-    _write(alpha, ids, kept, round_to(a, alpha.dtype, seed, clock.steps, ids, 0))
-    if momentum is not None and b is not None:
-        _write(momentum, ids, kept, round_to(b, momentum.dtype, seed, clock.steps, ids, 1))
-    _write(last, ids, kept, clock.steps.to(last.dtype).expand(len(ids)))
+    kept = rows.clock.steps - rows.last.index_select(0, ids) < rows.clock.sweep_every
+    a, b = catch_up(rows, ids)
+    _write(rows, ids, kept, a, b, rows.clock.steps, seed)
 
 
-def _write(state: Tensor, ids: Tensor, kept: Tensor, value: Tensor) -> None:
-    if state.ndim == 2:
-        kept = kept[:, None]
-    state.index_copy_(0, ids, torch.where(kept, state.index_select(0, ids), value))
+def _write(
+    rows: Rows, ids: Tensor, kept: Tensor, a: Tensor, b: Tensor | None, step: Tensor, seed: int
+) -> None:
+    """Store rows as of `step`, but those that are kept. Equal ids come with equal values (see Groups)."""
+
+    def put(state: Tensor, value: Tensor) -> None:
+        mask = kept[:, None] if state.ndim == 2 else kept
+        state.index_copy_(0, ids, torch.where(mask, state.index_select(0, ids), value))
+
+    put(rows.alpha, round_to(a, rows.alpha.dtype, seed, step, ids, 0))
+    if rows.momentum is not None and b is not None:
+        put(rows.momentum, round_to(b, rows.momentum.dtype, seed, step, ids, 1))
+    put(rows.last, step.to(rows.last.dtype).expand(len(ids)))

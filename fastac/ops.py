@@ -12,16 +12,16 @@ the gradient of `anchor`, a scalar leaf of the table. So no graph breaks, no pas
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastac import backends
+from fastac.contract import STATISTICS, Forward, Objective, Rows
 from fastac.dynamics import TrainingDynamics
-from fastac.eager import STATISTICS
+from fastac.eager import row_gradient
 from fastac.table import AlphaTable
-from fastac.validation import check_range
 
 __all__ = ["cross_entropy", "cross_entropy_update"]
 
@@ -41,64 +41,28 @@ _lib.define(
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _lib.define(
-    "cross_entropy_backward(Tensor grad_loss, Tensor grad, Tensor target, Tensor rows, Tensor statistics, "
+    "cross_entropy_backward(Tensor grad_loss, Tensor grad, Tensor target, Tensor ids, Tensor statistics, "
     "ScalarType dtype, str form, int table, int dynamics) -> (Tensor, Tensor)",
     tags=(torch.Tag.cudagraph_unsafe,),  # it runs Python that a replayed graph would not
 )
 
 
-def _loss(
-    logits: Tensor,
-    target: Tensor,
-    index: Tensor | None,
-    table: AlphaTable | None,
-    state: Any,
-    flags: Tensor,
-    opt: dict,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, gradient by the training logits, the ids to write (−1: none) and the statistics or (0, 5)."""
-    ignore_index = opt["ignore_index"]
-    good = check_range(target, index, logits.shape[1], opt["num_samples"], ignore_index, flags)
-    target = torch.where(good, target, ignore_index)
-    backend = backends.select(logits.device)
-    alpha = None
-    if index is not None:
-        index = torch.where(good, index.to(torch.int64), 0)
-        if table is not None:
-            alpha, momentum, last = state
-            alpha = backend.catch_up(alpha, momentum, last, index, table.clock)[0]
-    loss, grad = backend.cross_entropy(
-        logits,
-        target,
-        alpha,
-        opt["weight"],
-        opt["form"],
-        ignore_index,
-        opt["reduction"],
-        opt["label_smoothing"],
-    )
-    statistics = logits.new_empty((0, len(STATISTICS)), dtype=torch.float32)
-    if opt["dynamics"]:
-        statistics = backend.statistics(logits, target, ignore_index)
-    rows = target.new_empty(0)
-    if index is not None:
-        usable = (target != ignore_index) & logits.isfinite().all(1)
-        rows = torch.where(usable, index, -1)
-    return loss, grad, rows, statistics
+class _Call(NamedTuple):
+    """The options of one call, in the order of the schema."""
 
+    weight: Tensor | None
+    form: str
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    num_samples: int
+    table: int
+    dynamics: int
+    learn: bool
 
-def _options(weight: Tensor | None, *rest: Any) -> dict[str, Any]:
-    names = (
-        "form",
-        "ignore_index",
-        "reduction",
-        "label_smoothing",
-        "num_samples",
-        "table",
-        "dynamics",
-        "learn",
-    )
-    return {"weight": weight, **dict(zip(names, rest, strict=True))}
+    @property
+    def objective(self) -> Objective:
+        return Objective(*self[:5])
 
 
 def _forward(
@@ -112,10 +76,14 @@ def _forward(
     steps: Tensor | None,
     flags: Tensor,
     *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    opt = _options(*options)
-    table = AlphaTable.from_handle(opt["table"]) if opt["table"] else None
-    return _loss(logits, target, index, table, (alpha, momentum, last), flags, opt)
+) -> Forward:
+    call = _Call(*options)
+    rows = None
+    if call.table and alpha is not None and last is not None:
+        rows = Rows(alpha, momentum, last, AlphaTable.from_handle(call.table).clock)
+    return backends.select(logits.device).forward(
+        logits, target, index, rows, call.objective, flags, call.num_samples, call.dynamics != 0
+    )
 
 
 def _forward_update(
@@ -129,36 +97,32 @@ def _forward_update(
     steps: Tensor | None,
     flags: Tensor,
     *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *options, grad_output = options  # type: ignore[assignment]
-    opt = _options(*options)
-    table = AlphaTable.from_handle(opt["table"])
-    loss, grad, rows, statistics = _loss(logits, target, index, table, (alpha, momentum, last), flags, opt)
-    table.begin_forward_update()
-    if len(rows):
-        row_grad = row_gradient(grad, target, opt["form"]) * grad_output
-        finite = row_grad.isfinite().flatten(1).all(1) if row_grad.ndim == 2 else row_grad.isfinite()
-        table.update(torch.where(finite, rows, -1), row_grad, state=(alpha, momentum, last))
-        if opt["dynamics"]:
-            TrainingDynamics.from_handle(opt["dynamics"]).record(rows, statistics)
-    return loss, grad, rows, statistics
-
-
-def row_gradient(grad: Tensor, target: Tensor, form: str) -> Tensor:
-    """The rows' gradient from that of the training logits (B, K): the same for AC1, its y entry (B,) for AC2."""
-    if form == "ac1":
-        return grad
-    column = target.clamp(0, grad.shape[1] - 1)[
-        :, None
-    ]  # what is ignored or outside has gradient 0 throughout
-    return grad.gather(1, column)[:, 0]
+) -> Forward:
+    call, grad_output = _Call(*options[:-1]), options[-1]
+    table = AlphaTable.from_handle(call.table)
+    with table.forward_update() as sgd:
+        result = backends.select(logits.device).forward_update(
+            logits,
+            target,
+            index,
+            Rows(alpha, momentum, last, table.clock),
+            call.objective,
+            flags,
+            call.num_samples,
+            call.dynamics != 0,
+            sgd,
+            grad_output,
+        )
+    if call.dynamics and len(result.ids):
+        TrainingDynamics.from_handle(call.dynamics).record(result.ids, result.statistics)
+    return result
 
 
 def _backward(
     grad_loss: Tensor,
     grad: Tensor,
     target: Tensor,
-    rows: Tensor,
+    ids: Tensor,
     statistics: Tensor,
     dtype: torch.dtype,
     form: str,
@@ -166,10 +130,10 @@ def _backward(
     dynamics: int,
 ) -> tuple[Tensor, Tensor]:
     scale = grad_loss.to(grad.dtype)
-    if table and len(rows):
-        AlphaTable.from_handle(table).stage(rows, row_gradient(grad, target, form), scale.clone())
-    if dynamics and len(rows):
-        TrainingDynamics.from_handle(dynamics).record(rows, statistics)
+    if table and len(ids):
+        AlphaTable.from_handle(table).stage(ids, row_gradient(grad, target, form), scale.clone())
+    if dynamics and len(ids):
+        TrainingDynamics.from_handle(dynamics).record(ids, statistics)
     grad_logits = (grad * (scale[:, None] if scale.ndim else scale)).to(dtype)
     return grad_logits, torch.zeros((), device=grad.device)
 
@@ -180,14 +144,14 @@ _lib.impl("cross_entropy_backward", _backward, "CompositeExplicitAutograd")
 
 
 def _fake_forward(logits: Tensor, target: Tensor, index: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    opt = _options(*rest[_FIRST - 3 : _LAST - 3])
+    call = _Call(*rest[_FIRST - 3 : _LAST - 3])
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     batch = logits.shape[0]
     return (
-        logits.new_empty((batch,) if opt["reduction"] == "none" else (), dtype=dtype),
+        logits.new_empty((batch,) if call.reduction == "none" else (), dtype=dtype),
         logits.new_empty(logits.shape, dtype=dtype),
         target.new_empty(0 if index is None else batch),
-        logits.new_empty((batch if opt["dynamics"] else 0, len(STATISTICS)), dtype=torch.float32),
+        logits.new_empty((batch if call.dynamics else 0, len(STATISTICS)), dtype=torch.float32),
     )
 
 
@@ -195,7 +159,7 @@ def _fake_backward(
     grad_loss: Tensor,
     grad: Tensor,
     target: Tensor,
-    rows: Tensor,
+    ids: Tensor,
     statistics: Tensor,
     dtype: torch.dtype,
     *rest: Any,
@@ -214,21 +178,17 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: Any, *inputs: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            loss, grad, rows, statistics = op(*inputs)
+            loss, grad, ids, statistics = op(*inputs)
         logits, target = inputs[:2]
-        opt = _options(*inputs[_FIRST:_LAST])
+        call = _Call(*inputs[_FIRST:_LAST])
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(grad, rows, statistics)
-        ctx.save_for_backward(grad, target, rows, statistics)
-        learn = opt["learn"] and len(inputs) == _LAST  # update="forward" has nothing left to hand over
-        ctx.arguments = (
-            logits.dtype,
-            opt["form"],
-            opt["table"] if learn else 0,
-            opt["dynamics"] if learn else 0,
-        )
+        ctx.mark_non_differentiable(grad, ids, statistics)
+        ctx.save_for_backward(grad, target, ids, statistics)
+        learn = call.learn and len(inputs) == _LAST  # update="forward" has nothing left to hand over
+        handles = (call.table, call.dynamics) if learn else (0, 0)
+        ctx.arguments = (logits.dtype, call.form, *handles)
         ctx.num_inputs = len(inputs)
-        return loss, grad, rows, statistics
+        return loss, grad, ids, statistics
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:

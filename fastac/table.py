@@ -6,9 +6,11 @@ what backward passes ask of it waits in `stage` until the optimizer steps.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import weakref
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastac import backends
 from fastac.clock import StepClock, step_matrix
-from fastac.groups import group_ids
+from fastac.contract import Rows, Sgd
 from fastac.reference import FORMS
 from fastac.validation import RangeCheck, check_size
 
@@ -241,8 +243,7 @@ class AlphaTable:
     def step(self) -> None:
         """One optimizer step, by hand: apply what backward passes staged and advance the clock."""
         self._by_hand("the step")
-        if self._lr is None:
-            raise RuntimeError("set table.lr before table.step(), or call table.follow(optimizer)")
+        self._learning_rate()
         self._apply_uncompiled(self, None)
 
     @torch.no_grad()
@@ -269,11 +270,10 @@ class AlphaTable:
                 )
         self._set_clock_lr(lr)
         merged = self._merge(staged)
+        sgd = self._sgd()
         if merged is not None:
-            self.update(*merged, skip=skip)
-        folded = self.history == "folded"
-        matrix = step_matrix(self.clock.lr, self._momentum, self.weight_decay, self._nesterov, folded)
-        self.clock.advance(matrix, skip)
+            backends.select(self.device).update_rows(self._rows(), *merged, sgd, skip)
+        self.clock.advance(step_matrix(self.clock.lr, *sgd[:4]), skip)
         self._since_sweep += 1
         if self._since_sweep >= self.clock.sweep_every:
             self.sweep()
@@ -302,9 +302,6 @@ class AlphaTable:
             dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
             index = torch.empty(0, dtype=torch.int64, device=self.device)
             grad = torch.empty((0, *self.alpha.shape[1:]), dtype=dtype, device=self.device)
-        finite = grad.isfinite().flatten(1).all(1) if grad.ndim == 2 else grad.isfinite()
-        index = torch.where(finite, index, -1)
-        grad = torch.where(finite[:, None] if grad.ndim == 2 else finite, grad, 0)
         if self.world_size > 1:
             index, grad = self._gather(index, grad)
         return (index, grad) if len(index) else None
@@ -329,8 +326,9 @@ class AlphaTable:
         dist.all_gather_into_tensor(all_rows, rows, group=self.process_group)
         return all_ids, all_rows
 
-    def begin_forward_update(self) -> None:
-        """Before a forward pass that writes rows: take the learning rate of the step to come."""
+    @contextlib.contextmanager
+    def forward_update(self) -> Iterator[Sgd]:
+        """Around a forward pass that writes rows: the optimizer of the step to come, with its learning rate."""
         if self._forward_lr is not None:
             raise RuntimeError(
                 "update='forward' writes α in the forward pass, so each needs an optimizer step of its own: a second "
@@ -346,41 +344,20 @@ class AlphaTable:
             )
         if self._optimizer is not None:
             self._read_optimizer()
-        lr = self.lr
-        if lr is None:
+        lr = self._learning_rate()
+        self._set_clock_lr(lr)
+        yield self._sgd()
+        self._forward_lr = lr
+
+    def _learning_rate(self) -> float | Tensor:
+        if (lr := self.lr) is None:
             raise RuntimeError(
                 "the α table has no learning rate: call table.follow(optimizer), or set table.lr"
             )
-        self._forward_lr = lr
-        self._set_clock_lr(lr)
+        return lr
 
-    @torch.no_grad()
-    def update(
-        self,
-        index: Tensor,
-        grad: Tensor,
-        skip: Tensor | None = None,
-        state: tuple[Tensor, Tensor | None, Tensor] | None = None,
-    ) -> None:
-        """Write the step that the clock is about to count into the rows of index (n,), duplicates summed.
-
-        grad: (n, K) or AC2 (n,). state: the table's own tensors (α, momentum, last) unless an op was handed others.
-        """
-        alpha, momentum, last = state or (self.alpha, self.momentum_buffer, self.last)
-        backends.select(self.device).update_rows(
-            alpha,
-            momentum,
-            last,
-            group_ids(index.to(torch.int64)),
-            grad,
-            self.clock,
-            skip,
-            sgd_momentum=self._momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self._nesterov,
-            folded=self.history == "folded",
-            seed=self.seed,
-        )
+    def _sgd(self) -> Sgd:
+        return Sgd(self._momentum, self.weight_decay, self._nesterov, self.history == "folded", self.seed)
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -411,8 +388,10 @@ class AlphaTable:
         return dense
 
     def _read(self, index: Tensor) -> Tensor:
-        backend = backends.select(self.device)
-        return backend.catch_up(self.alpha, self.momentum_buffer, self.last, index, self.clock)[0]
+        return backends.select(self.device).read_rows(self._rows(), index)
+
+    def _rows(self) -> Rows:
+        return Rows(self.alpha, self.momentum_buffer, self.last, self.clock)
 
     @torch.no_grad()
     def sweep(self) -> None:
@@ -420,7 +399,7 @@ class AlphaTable:
         to be called by hand only where steps are replayed without Python (CUDA graphs)."""
         backend = backends.select(self.device)
         for ids in self._chunks():
-            backend.sweep(self.alpha, self.momentum_buffer, self.last, ids, self.clock, self.seed)
+            backend.sweep(self._rows(), ids, self.seed)
         self._since_sweep = 0
 
     def _chunks(self) -> tuple[Tensor, ...]:

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from fastac import backends, eager
+from fastac import backends, contract, eager
 
 
 def test_the_reference_backend_is_there():
     assert backends.select(torch.device("cpu")) is eager
-    for name in ("cross_entropy", "statistics", "catch_up", "update_rows", "sweep"):
+    for name in ("forward", "forward_update", "update_rows", "read_rows", "sweep"):
         assert callable(getattr(eager, name))
-        assert hasattr(backends.Backend, name)
+        assert hasattr(contract.Backend, name)
 
 
 def test_a_named_backend_that_is_not_there_is_an_error(monkeypatch):

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["version", "extras", "rng", "reference", "groups", "validation"],
     ["clock"],
+    ["contract"],
     ["eager"],
     ["backends"],
     ["table", "dynamics"],
