@@ -22,7 +22,8 @@ _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DataParallelEngine:
-    """See `fastac.engine.Engine`. Two ranks give what one rank gives with their batches put together."""
+    """See `fastac.engine.Engine`. Two ranks give what one rank gives with their batches put together, except
+    for what batch norm does: its statistics are those of a rank's own rows."""
 
     def __init__(self, config: Config):
         self.distributed = "RANK" in os.environ
