@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from fastac.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint
 from fastac.config import Config, load_config, parse_command_line, read_config, resumed_config, write_config
 from fastac.data import Batch, Loader
-from fastac.engine import create_engine
+from fastac.engine import Engine, create_engine
 from fastac.extras import require
 from fastac.job import Job, load_data
 from fastac.metrics import Figures, Meter, MetricsLog, Progress
@@ -106,21 +107,29 @@ def train(
     require_packages(config)
     engine = create_engine(config)
     try:
-        place = Path(config.run.output) / (config.run.name or "")
-        going_on = engine.broadcast(resume and (place / "config.toml").is_file())
-        if going_on:
-            config = resumed_config(read_config(place), config.values(), place)
-        job = Job(config, engine, load_data(config), create)
-        if going_on:
-            resume_from(job, place / "checkpoints")
-        folder = open_folder(job, place if going_on else None)
-        if engine.rank == 0:
-            _say(str(job), 0)
-        with StopSignal() as stop:
-            test = fit(job, folder, stop)
-        return finish(job, folder, test)
+        return train_on(engine, config, resume, create)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the job, and with it the engine's process group
+        raise
     finally:
         engine.close()
+
+
+def train_on(engine: Engine, config: Config, resume: bool, create: Callable[..., nn.Module]) -> dict[str, Any]:
+    """`train`, on an engine. The job must not outlive it: see the engine's close."""
+    place = Path(config.run.output) / (config.run.name or "")
+    going_on = engine.broadcast(resume and (place / "config.toml").is_file())
+    if going_on:
+        config = resumed_config(read_config(place), config.values(), place)
+    job = Job(config, engine, load_data(config), create)
+    if going_on:
+        resume_from(job, place / "checkpoints")
+    folder = open_folder(job, place if going_on else None)
+    if engine.rank == 0:
+        _say(str(job), 0)
+    with StopSignal() as stop:
+        test = fit(job, folder, stop)
+    return finish(job, folder, test)
 
 
 def require_packages(config: Config) -> None:
