@@ -109,13 +109,17 @@ def train(
     try:
         return train_on(engine, config, resume, create)
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # they hold the job, and with it the engine's process group
+        traceback.clear_frames(
+            error.__traceback__
+        )  # they hold the job, and with it the engine's process group
         raise
     finally:
         engine.close()
 
 
-def train_on(engine: Engine, config: Config, resume: bool, create: Callable[..., nn.Module]) -> dict[str, Any]:
+def train_on(
+    engine: Engine, config: Config, resume: bool, create: Callable[..., nn.Module]
+) -> dict[str, Any]:
     """`train`, on an engine. The job must not outlive it: see the engine's close."""
     place = Path(config.run.output) / (config.run.name or "")
     going_on = engine.broadcast(resume and (place / "config.toml").is_file())
