@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from fastac.config import Config, load_config, parse_command_line
-from fastac.run import environment, write_json
+from fastac.run import RunFolder, environment, write_json
 from fastac.train import train
 
 HERE = Path(__file__).parent
@@ -66,12 +66,13 @@ def main() -> int:
 
 def result_of(config: Config) -> dict[str, Any]:
     """What the run's result.json holds, trained first if it is not there."""
-    path = Path(config.run.output) / str(config.run.name) / "result.json"
-    if not path.is_file():
+    folder = RunFolder(Path(config.run.output) / str(config.run.name))
+    if not folder.result.is_file():
         train(config, resume=True)
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    result: dict[str, Any] = json.loads(folder.result.read_text(encoding="utf-8"))
+    made_by = json.loads(folder.environment.read_text(encoding="utf-8"))
     del result["folder"]
-    return result
+    return {**result, "git": made_by["git"], "started": made_by["started"]}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
