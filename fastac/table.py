@@ -429,7 +429,9 @@ class AlphaTable:
         self._since_sweep = 0
 
     def _chunks(self) -> tuple[Tensor, ...]:
-        rows = max(1, (1 << 22) // (self.num_classes if self.form == "ac1" else 1))
+        # On a CPU small enough for the caches, on an accelerator large enough to fill it.
+        elements = 1 << (18 if self.device.type == "cpu" else 24)
+        rows = max(1, elements // (self.num_classes if self.form == "ac1" else 1))
         return torch.arange(self.num_samples, device=self.device).split(rows)
 
     # --- checkpoints ---------------------------------------------------------------------------------------
