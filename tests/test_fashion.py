@@ -10,7 +10,8 @@ from fastac.train import train
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not Path("/usr/share/datasets/fashion-mnist").is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+    not Path("/usr/share/datasets/fashion-mnist").is_dir(),
+    reason="needs Debian's package dataset-fashion-mnist",
 )
 def test_algorithm_2_finds_the_flipped_labels(tmp_path):
     settings = {
