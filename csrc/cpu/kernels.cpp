@@ -11,6 +11,9 @@
 namespace fastac::cpu {
 namespace {
 
+// Of loops' bodies, which stand in three places each (see each_vector): what they capture must stay in registers.
+#define ALWAYS_INLINE __attribute__((always_inline))
+
 constexpr int64_t kChunk = 2048;  // columns whose logits, α and exponentials stay in the first cache
 constexpr float kLeast = -3.402823466e38f;
 
@@ -18,7 +21,7 @@ struct None {};  // α's type where there is none
 
 // Calls f(k, part) for the vectors of [begin, end); the first `head` columns are a part of their own.
 template <class F>
-inline void each_vector(int64_t begin, int64_t end, F f, int64_t head = 0) {
+ALWAYS_INLINE inline void each_vector(int64_t begin, int64_t end, F f, int64_t head = 0) {
   int64_t k = begin;
   if (head > 0) {
     const int64_t n = head < end - k ? head : end - k;
@@ -31,7 +34,19 @@ inline void each_vector(int64_t begin, int64_t end, F f, int64_t head = 0) {
 
 inline bool holds(int64_t k, int n, int64_t column) { return (uint64_t)(column - k) < (uint64_t)n; }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+// Rows that are fetched ahead of the one that is computed: α's rows lie anywhere, and memory takes long to answer.
+inline int64_t rows_ahead(int64_t columns) {
+  const int64_t rows = 1024 / columns;
+  return rows < 1 ? 1 : rows > 16 ? 16 : rows;
+}
+
+template <class A>
+inline void prefetch_columns(const A* p, int64_t n) {
+  for (int64_t k = 0; k < n; k += 64 / (int64_t)sizeof(A)) prefetch(p + k);
+  prefetch(p + n - 1);
+}
 
 // C(last) as float32: c[0] a + c[1] b and c[2] a + c[3] b are the row's state now. See StepClock.coefficients.
 struct Coefficients {
@@ -39,8 +54,8 @@ struct Coefficients {
   Coefficients() = default;
   Coefficients(const Clock& clock, int64_t last) {
     if (last >= clock.steps) return;
-    const double* t = clock.tail + 4 * ((last / clock.block) % clock.blocks);
-    const double* w = clock.within + 4 * (last % clock.window);
+    const double* t = clock.tail + 4 * ((last >> clock.block_bits) & (clock.blocks - 1));
+    const double* w = clock.within + 4 * (last & (clock.window - 1));
     c[0] = (float)(t[0] * w[0] + t[1] * w[2]);
     c[1] = (float)(t[0] * w[1] + t[1] * w[3]);
     c[2] = (float)(t[2] * w[0] + t[3] * w[2]);
@@ -87,7 +102,7 @@ struct RowState {
   }
 
   template <class P>
-  vf alpha(int64_t k, P part) const {
+  ALWAYS_INLINE vf alpha(int64_t k, P part) const {
     vf v = load(a + k, part) * c.c[0];
     if constexpr (kMomentum) v += load(b + k, part) * c.c[1];
     return v;
@@ -95,7 +110,7 @@ struct RowState {
 
   // g: the gradient of these columns.
   template <class P>
-  void write(int64_t k, P part, vf g) const {
+  ALWAYS_INLINE void write(int64_t k, P part, vf g) const {
     const vf a0 = load(a + k, part);
     vf a1 = a0 * c.c[0], b1{};
     if constexpr (kMomentum) {
@@ -136,7 +151,7 @@ void read(const Rows& rows, const int64_t* ids, float* out, int64_t begin, int64
     for (int64_t i = begin; i < end; ++i) {
       const RowState<A, kMomentum> row(rows, ids[i]);
       float* o = out + i * rows.columns;
-      each_vector(0, rows.columns, [&](int64_t k, auto part) { store(o + k, row.alpha(k, part), part); });
+      each_vector(0, rows.columns, [&](int64_t k, auto part) ALWAYS_INLINE { store(o + k, row.alpha(k, part), part); });
     }
   });
 }
@@ -148,7 +163,7 @@ void sweep(const Rows& rows, const int64_t* ids, int64_t sweep_every, int64_t se
       if (now - rows.last[id] < sweep_every) continue;
       RowState<A, kMomentum> row(rows, id);
       row.catch_up_only(seed, now, id);
-      each_vector(0, rows.columns, [&](int64_t k, auto part) { row.write(k, part, vf{}); });
+      each_vector(0, rows.columns, [&](int64_t k, auto part) ALWAYS_INLINE { row.write(k, part, vf{}); });
       rows.last[id] = (int32_t)now;
     }
   });
@@ -156,7 +171,7 @@ void sweep(const Rows& rows, const int64_t* ids, int64_t sweep_every, int64_t se
 
 inline bool finite_row(const float* g, int64_t columns, float scale) {
   vf bad{};
-  each_vector(0, columns, [&](int64_t k, auto part) { bad += load(g + k, part) * scale * 0.0f; });
+  each_vector(0, columns, [&](int64_t k, auto part) ALWAYS_INLINE { bad += load(g + k, part) * scale * 0.0f; });
   return sum_lanes(bad) == 0;
 }
 
@@ -173,7 +188,7 @@ void update_group(const Update& u, int64_t first, float* sum) {
       id = u.ids[p];
       continue;
     }
-    each_vector(0, columns, [&](int64_t k, auto part) {
+    each_vector(0, columns, [&](int64_t k, auto part) ALWAYS_INLINE {
       store(sum + k, load(g + k, part) + load(row + k, part), part);
     });
     g = sum;
@@ -181,9 +196,9 @@ void update_group(const Update& u, int64_t first, float* sum) {
   if (g == nullptr) return;
   RowState<A, kMomentum> row(u.rows, id);
   row.step_with(u.sgd, u.rows.clock.steps + 1, id);
-  each_vector(0, columns, [&](int64_t k, auto part) {
+  each_vector(0, columns, [&](int64_t k, auto part) ALWAYS_INLINE {
     vf v = load(g + k, part) * u.scale;
-    if (k == 0 && u.sgd.gauge) v[0] = 0;
+    if (k == 0 && u.sgd.gauge) v = with_lane(v, 0, 0);
     row.write(k, part, v);
   });
   u.rows.last[id] = (int32_t)(u.rows.clock.steps + 1);
@@ -212,21 +227,17 @@ void update(const Update& u, int64_t begin, int64_t end) {
 template <class M>
 void row_statistics(const M* m, int64_t classes, int64_t y, float* out) {
   vf top = splat(-INFINITY);
-  float m_y = 0;
-  each_vector(0, classes, [&](int64_t k, auto part) {
+  each_vector(0, classes, [&](int64_t k, auto part) ALWAYS_INLINE {
     vf v = load(m + k, part, -INFINITY);
-    if (holds(k, part.n, y)) {
-      m_y = v[y - k];
-      v[y - k] = -INFINITY;
-    }
+    if (holds(k, part.n, y)) v = with_lane(v, y - k, -INFINITY);
     top = max(v, top);
   });
-  const float others = max_lane(top);
+  const float others = max_lane(top), m_y = max_lane(load(m + y, Part{1}, -INFINITY));
   const float highest = others > m_y ? others : m_y;
   vf sum{}, squares{};
-  each_vector(0, classes, [&](int64_t k, auto part) {
+  each_vector(0, classes, [&](int64_t k, auto part) ALWAYS_INLINE {
     vf e = exp_nonpositive(load(m + k, part, -INFINITY) - highest);
-    if (holds(k, part.n, y)) e[y - k] = 0;
+    if (holds(k, part.n, y)) e = with_lane(e, y - k, 0);
     sum += e;
     squares += e * e;
   });
@@ -250,7 +261,7 @@ struct Softmax {
 template <class M, class A, bool kMomentum>
 struct ForwardRow {
   const Forward& f;
-  float* e;       // (K,) exponentials
+  float* e;       // (K,) exponentials; e + head is aligned
   float* tops;    // per chunk: its highest training logit
   const M* m;
   const M* next_m;  // of the next row, to be fetched while this one is computed
@@ -258,23 +269,39 @@ struct ForwardRow {
   const A* next_b = nullptr;
   const RowState<A, kMomentum>* row;
   float shift_y;  // AC2's α
-  int64_t y;
+  int64_t y, head;  // the gradient's row is aligned from column `head` on; every pass cuts the row alike
+
+  int64_t chunk_end(int64_t chunk) const {
+    const int64_t end = head + (chunk + 1) * kChunk;
+    return end < f.classes ? end : f.classes;
+  }
+
+  // f(k, part) over the columns of a chunk.
+  template <class F>
+  ALWAYS_INLINE void each(int64_t chunk, F f) const {
+    const bool first = chunk == 0;
+    each_vector(first ? 0 : chunk_end(chunk - 1), chunk_end(chunk), f, first ? head : 0);
+  }
 
   vf weights(int64_t k, Full part) const { return f.weight ? load(f.weight + k, part) : splat(1); }
   vf weights(int64_t k, Part part) const {
     return first_lanes(f.weight ? load(f.weight + k, part) : splat(1), part, 0);
   }
 
-  // Training logits of the columns [begin, end) into e; returns the highest.
-  float training_logits(int64_t begin, int64_t end, Softmax& s) const {
+  // Training logits of a chunk into e; returns the highest.
+  float training_logits(int64_t chunk, Softmax& s) const {
     vf top = splat(kLeast), bad{};
-    each_vector(begin, end, [&](int64_t k, auto part) {
+    const RowState<A, kMomentum> state = *row;  // a copy: no store can change it, so it stays in registers
+    const M* const m = this->m;
+    float* const e = this->e;
+    const int64_t y = this->y;
+    const float shift_y = this->shift_y;
+    each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
       vf v = load(m + k, part);
       bad += v * 0.0f;
-      if constexpr (sizeof(A) > 1) v += row->alpha(k, part);
-      if (holds(k, part.n, y)) {
-        v[y - k] += shift_y;
-        s.z_y = v[y - k];
+      if constexpr (sizeof(A) > 1) v += state.alpha(k, part);
+      if constexpr (sizeof(A) == 1) {
+        if (holds(k, part.n, y)) v += with_lane(vf{}, y - k, shift_y);
       }
       store(e + k, v, part);
       top = max(first_lanes(v, part, kLeast), top);
@@ -283,9 +310,9 @@ struct ForwardRow {
     return max_lane(top);
   }
 
-  double smoothing_terms(int64_t begin, int64_t end, float top) const {
+  double smoothing_terms(int64_t chunk, float top) const {
     vf sum{};
-    each_vector(begin, end, [&](int64_t k, auto part) {
+    each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
       const vf w = weights(k, part);
       sum += w > 0 ? w * (top - load(e + k, part)) : vf{};
     });
@@ -295,17 +322,19 @@ struct ForwardRow {
   double weight_between(int64_t begin, int64_t end) const {
     if (!f.weight) return (double)(end - begin);
     vf sum{};
-    each_vector(begin, end, [&](int64_t k, auto part) { sum += weights(k, part); });
+    each_vector(begin, end, [&](int64_t k, auto part) ALWAYS_INLINE { sum += weights(k, part); });
     return sum_lanes(sum);
   }
 
   Softmax softmax() const {
     Softmax s;
-    for (int64_t begin = 0, chunk = 0; begin < f.classes; begin += kChunk, ++chunk) {
-      const int64_t end = begin + kChunk < f.classes ? begin + kChunk : f.classes;
-      const float top = tops[chunk] = training_logits(begin, end, s);
-      const double before = s.highest, smooth = f.smoothing > 0 ? smoothing_terms(begin, end, top) : 0;
-      const bool last = end == f.classes;
+    for (int64_t begin = 0, end, chunk = 0; begin < f.classes; begin = end, ++chunk) {
+      end = chunk_end(chunk);
+      const float top = tops[chunk] = training_logits(chunk, s);
+      const bool has_y = begin <= y && y < end;
+      if (has_y) s.z_y = e[y];
+      const double before = s.highest, smooth = f.smoothing > 0 ? smoothing_terms(chunk, top) : 0;
+      const bool last = end == f.classes, fetch = f.classes > 512;
       const M* pm = last ? next_m : m + end;
       const A* pa = next_a;
       const A* pb = next_b;
@@ -313,23 +342,23 @@ struct ForwardRow {
         if (!last) pa = row->a + end, pb = row->b + end;
       }
       vf rest{};
-      float e_y = 0;
-      each_vector(begin, end, [&](int64_t k, auto part) {
-        prefetch(pm + (k - begin));
-        if constexpr (sizeof(A) > 1) {
-          prefetch(pa + (k - begin));
-          if (kMomentum) prefetch(pb + (k - begin));
+      float* const e = this->e;
+      const int64_t y = this->y;
+      each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
+        if (fetch) {
+          prefetch(pm + (k - begin));
+          if constexpr (sizeof(A) > 1) {
+            prefetch(pa + (k - begin));
+            if (kMomentum) prefetch(pb + (k - begin));
+          }
         }
         vf v = exp_nonpositive(load(e + k, part, -INFINITY) - top);
         store(e + k, v, part);
-        if (holds(k, part.n, y)) {
-          e_y = v[y - k];
-          v[y - k] = 0;
-        }
-        rest += v;
+        rest += holds(k, part.n, y) ? with_lane(v, y - k, 0) : v;
       });
+      const float e_y = has_y ? e[y] : 0;
       s.highest = top > before ? top : before;
-      const double older = exp(before - s.highest), newer = exp(top - s.highest);
+      const double older = begin ? exp(before - s.highest) : 0, newer = top == s.highest ? 1 : exp(top - s.highest);
       if (f.smoothing > 0) {
         s.smooth += begin ? weight_between(0, begin) * (s.highest - before) : 0;
         s.smooth += smooth + weight_between(begin, end) * (s.highest - top);
@@ -343,11 +372,13 @@ struct ForwardRow {
 
 template <class M, class A, bool kMomentum>
 void forward_rows(const Forward& f, int64_t begin, int64_t end) {
-  const int64_t classes = f.classes, chunks = (classes + kChunk - 1) / kChunk;
-  float* scratch = (float*)aligned_alloc(64, ((classes + chunks) * 4 + 63) / 64 * 64);
-  ForwardRow<M, A, kMomentum> r{f, scratch, scratch + classes};
+  const int64_t classes = f.classes, chunks = classes / kChunk + 1;
+  float* scratch = (float*)aligned_alloc(64, ((classes + chunks + W) * 4 + 63) / 64 * 64);
+  ForwardRow<M, A, kMomentum> r{f, scratch, scratch + classes + W};
+  const bool stream = f.stream && classes >= 4 * W;
   constexpr bool has_alpha = sizeof(A) > 1;
   const double spread = f.smoothing / (double)classes;
+  const int64_t ahead = rows_ahead(classes);
 
   for (int64_t i = begin; i < end; ++i) {
     const int64_t y = f.target[i];
@@ -361,11 +392,23 @@ void forward_rows(const Forward& f, int64_t begin, int64_t end) {
       continue;
     }
     const int64_t id = f.index ? f.index[i] : -1, following = i + 1 < end ? i + 1 : i;
+    if (f.rows && i + ahead < end) {
+      const int64_t later = f.index[i + ahead];
+      prefetch(f.rows->last + later);
+      if constexpr (has_alpha) {
+        if (ahead > 1) prefetch_columns((const A*)f.rows->alpha + later * classes, classes);
+        if (ahead > 1 && kMomentum) prefetch_columns((const A*)f.rows->momentum + later * classes, classes);
+      } else {
+        prefetch((const char*)f.rows->alpha + later * (f.rows->type == Type::float32 ? 4 : 2));
+      }
+    }
     RowState<A, kMomentum> row = [&] {
       if constexpr (has_alpha) return RowState<A, kMomentum>(*f.rows, id);
       else return RowState<A, kMomentum>();
     }();
     r.row = &row;
+    r.head = classes >= 4 * W ? (-(intptr_t)grad & (W * 4 - 1)) / 4 : 0;
+    r.e = scratch + (-r.head & (W - 1));
     r.y = y;
     r.shift_y = 0;
     r.next_m = (const M*)f.logits + following * f.logits_stride;
@@ -394,24 +437,27 @@ void forward_rows(const Forward& f, int64_t begin, int64_t end) {
       write = write && isfinite((float)scale * f.grad_output) && isfinite(grad_y * f.grad_output);
       if (write) row.step_with(*f.sgd, f.rows->clock.steps + 1, id);
     }
-    const int64_t head = f.stream ? (-(intptr_t)grad & (W * 4 - 1)) / 4 : 0;
-    for (int64_t start = 0, chunk = 0; start < classes; start += kChunk, ++chunk) {
-      const int64_t stop = start + kChunk < classes ? start + kChunk : classes;
-      const float factor = (float)(scale * exp(r.tops[chunk] - s.highest));
-      each_vector(start, stop, [&](int64_t k, auto part) {
-        vf g = load(r.e + k, part) * factor;
-        if (f.smoothing > 0) g -= r.weights(k, part) * q;
-        if (holds(k, part.n, y)) g[y - k] = grad_y;
-        if (part.n == W && f.stream) store_stream(grad + k, g);
+    for (int64_t start = 0, chunk = 0; start < classes; start = r.chunk_end(chunk), ++chunk) {
+      const bool one = r.chunk_end(0) == classes;
+      const float factor = (float)(one ? scale : scale * exp(r.tops[chunk] - s.highest));
+      const RowState<A, kMomentum> state = row;
+      const float* const e = r.e;
+      const bool smooth = f.smoothing > 0;
+      const float grad_output = f.grad_output;
+      r.each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
+        vf g = load(e + k, part) * factor;
+        if (smooth) g -= r.weights(k, part) * q;
+        if (holds(k, part.n, y)) g = with_lane(g, y - k, grad_y);
+        if (part.n == W && stream) store_stream(grad + k, g);
         else store(grad + k, g, part);
         if constexpr (has_alpha) {
           if (write) {
-            g *= f.grad_output;
-            if (k == 0) g[0] = 0;
-            row.write(k, part, g);
+            g *= grad_output;
+            if (k == 0) g = with_lane(g, 0, 0);
+            state.write(k, part, g);
           }
         }
-      }, head);
+      });
     }
     if constexpr (has_alpha) {
       if (write) f.rows->last[id] = (int32_t)(f.rows->clock.steps + 1);

@@ -10,7 +10,7 @@ enum class Type { none, float32, bfloat16, float16 };
 struct Clock {
   const double* within;
   const double* tail;
-  int64_t window, block, blocks, steps;
+  int64_t window, blocks, block_bits, steps;  // window and blocks are powers of two
 };
 
 // The table's storage. columns: K of AC1, 1 of AC2. momentum: null where there is none.

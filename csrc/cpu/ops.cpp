@@ -2,15 +2,22 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
 #include <cmath>
 #include <cstdlib>
+#include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "kernels.h"
 
@@ -23,6 +30,8 @@ using Result = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 constexpr int64_t kGrain = 1 << 14;             // elements below which a thread more costs more than it brings
 constexpr int64_t kStreamBytes = int64_t{4} << 20;  // a gradient as large as this does not stay in a cache for backward
+
+constexpr size_t kHugePage = size_t{2} << 20;
 
 bool supports(const std::string& name) {
 #if defined(__x86_64__)
@@ -86,9 +95,11 @@ Rows make_rows(const Tensor& alpha, const OptionalTensor& momentum, const Tensor
   check(clock.within.is_contiguous() && clock.tail.is_contiguous() && clock.within.scalar_type() == at::kDouble &&
             clock.tail.scalar_type() == at::kDouble && clock.steps.scalar_type() == at::kLong, "a clock in float64");
   const int64_t window = clock.within.size(0), blocks = clock.tail.size(0);
+  check(window > 0 && blocks > 0 && (window & (window - 1)) == 0 && (blocks & (blocks - 1)) == 0 && blocks <= window,
+        "a clock whose window and blocks are powers of two");
   return {type, alpha.data_ptr(), momentum ? momentum->data_ptr() : nullptr, last.data_ptr<int32_t>(),
           alpha.dim() == 2 ? alpha.size(1) : 1,
-          {clock.within.const_data_ptr<double>(), clock.tail.const_data_ptr<double>(), window, window / blocks, blocks,
+          {clock.within.const_data_ptr<double>(), clock.tail.const_data_ptr<double>(), window, blocks, __builtin_ctzll(window / blocks),
            *clock.steps.const_data_ptr<int64_t>()}};
 }
 
@@ -148,6 +159,57 @@ void check_range(const int64_t* target, const int64_t* index, int64_t n, int64_t
                       ")");
 }
 
+// Large gradients come from a few buffers that are kept: fresh memory costs a page fault each 4 KiB, more than the
+// kernels themselves. At most kKept buffers wait for their next use, each at most twice as large as what is asked for.
+class Buffers {
+ public:
+  static Tensor empty(int64_t rows, int64_t columns, const at::TensorOptions& options) {
+    const size_t bytes = (size_t)(rows * columns) * sizeof(float);
+    if ((int64_t)bytes < kStreamBytes) return at::empty({rows, columns}, options);
+    // The deleter may run at the process's end: the pool is never destroyed.
+    static Buffers& pool = *new Buffers;
+    const Buffer buffer = pool.take(bytes);
+    return at::from_blob(buffer.p, {rows, columns}, [buffer](void*) { pool.give(buffer); }, options);
+  }
+
+ private:
+  struct Buffer {
+    void* p;
+    size_t bytes;
+  };
+  static constexpr size_t kKept = 2;
+  std::mutex mutex_;
+  std::vector<Buffer> kept_;
+
+  Buffer take(size_t bytes) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (auto b = kept_.rbegin(); b != kept_.rend(); ++b) {
+        if (b->bytes < bytes || b->bytes > 2 * bytes) continue;
+        const Buffer found = *b;
+        kept_.erase(std::next(b).base());
+        return found;
+      }
+    }
+    const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    void* p = std::aligned_alloc(kHugePage, rounded);
+    if (!p) throw std::bad_alloc();
+#if defined(__linux__)
+    madvise(p, rounded, MADV_HUGEPAGE);
+#endif
+    return {p, rounded};
+  }
+
+  void give(const Buffer& buffer) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    kept_.push_back(buffer);
+    if (kept_.size() > kKept) {
+      std::free(kept_.front().p);
+      kept_.erase(kept_.begin());
+    }
+  }
+};
+
 struct Call {
   const Tensor& logits;
   const Tensor& target;
@@ -158,6 +220,12 @@ struct Call {
   int64_t ignore_index, num_samples;
   bool statistics;
 };
+
+// What was written through a pointer: saved tensors of autograd must notice.
+void written(const Tensor& alpha, const OptionalTensor& momentum, const Tensor& last) {
+  for (const Tensor* t : {&alpha, momentum ? &*momentum : &alpha, &last})
+    if (!t->is_inference()) t->unsafeGetTensorImpl()->bump_version();
+}
 
 // rows, sgd: null where there are none.
 Result run(const Call& call, const Rows* rows, bool ac2, const Sgd* sgd, float grad_output) {
@@ -179,7 +247,7 @@ Result run(const Call& call, const Rows* rows, bool ac2, const Sgd* sgd, float g
 
   const auto float32 = logits.options().dtype(at::kFloat);
   Tensor loss = at::empty({n}, float32);
-  Tensor grad = at::empty({n, classes}, float32);
+  Tensor grad = Buffers::empty(n, classes, float32);
   Tensor out_ids = at::empty({ids ? n : 0}, target.options());
   Tensor statistics = at::empty({call.statistics ? n : 0, 5}, float32);
 
@@ -267,7 +335,9 @@ Result forward_update(const Tensor& logits, const Tensor& target, const Tensor& 
                   statistics};
   const Rows rows = make_rows(alpha, momentum, last, {within, tail, steps});
   const Sgd sgd = make_sgd(lr, sgd_momentum, weight_decay, nesterov, folded, seed, !ac2);
-  return run(call, &rows, ac2, &sgd, (float)grad_output);
+  Result result = run(call, &rows, ac2, &sgd, (float)grad_output);
+  written(alpha, momentum, last);
+  return result;
 }
 
 const int64_t* checked_ids(const Tensor& ids, int64_t num_rows, int64_t least) {
@@ -293,6 +363,7 @@ void update_rows(const Tensor& alpha, const OptionalTensor& momentum, const Tens
   const Sgd sgd = make_sgd(lr, sgd_momentum, weight_decay, nesterov, folded, seed, alpha.dim() == 2);
   update_groups({rows, sgd, p, g.const_data_ptr<float>(), rows.columns, 1, groups.first.data(), groups.next.data()},
                 (int64_t)groups.first.size());
+  written(alpha, momentum, last);
 }
 
 Tensor read_rows(const Tensor& alpha, const OptionalTensor& momentum, const Tensor& last, const Tensor& within,
@@ -315,6 +386,7 @@ void sweep(const Tensor& alpha, const OptionalTensor& momentum, const Tensor& la
   const int64_t* p = checked_ids(given, alpha.size(0), 0);
   over_rows(given.numel(), rows.columns,
             [&](int64_t begin, int64_t end) { kernels().sweep(rows, p, sweep_every, seed, begin, end); });
+  written(alpha, momentum, last);
 }
 
 std::string capability() { return kernels().name; }

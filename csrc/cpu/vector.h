@@ -37,6 +37,9 @@ inline vu iota() {
   return v;
 }
 
+// v with x in one lane; not by v[lane], which goes through memory.
+inline vf with_lane(vf v, int64_t lane, float x) { return iota() == (uint32_t)lane ? splat(x) : v; }
+
 // As maxps: b where either is NaN.
 inline vf max(vf a, vf b) {
 #if defined(__AVX512F__)
