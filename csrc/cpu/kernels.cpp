@@ -311,10 +311,12 @@ struct ForwardRow {
   }
 
   double smoothing_terms(int64_t chunk, float top) const {
-    vf sum{};
+    vf sum{}, lost{};  // compensated: many terms of one sign and size
     each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
       const vf w = weights(k, part);
-      sum += w > 0 ? w * (top - load(e + k, part)) : vf{};
+      const vf term = (w > 0 ? w * (top - load(e + k, part)) : vf{}) - lost, next = sum + term;
+      lost = (next - sum) - term;
+      sum = next;
     });
     return sum_lanes(sum);
   }
