@@ -68,6 +68,7 @@ def time_cases(cases: Sequence[Case], device: torch.device, rounds: int) -> list
         for place in order:
             filler.add_(1)  # reads and writes; a plain fill may go around the caches
             argument = cases[place].prepare()
+            time.sleep(0.001)  # a fresh time slice: on a busy machine the run is then seldom interrupted
             elapsed = _seconds(cases[place].run, argument, device)
             if number >= _UNTIMED_ROUNDS:
                 seconds[place].append(elapsed)

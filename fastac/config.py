@@ -220,6 +220,11 @@ class Config:
             f"milestones was {list(opt.milestones)}; it should be in ascending order",
         )
         _require(
+            not opt.milestones or opt.milestones[-1] < opt.epochs,
+            f"milestones was {list(opt.milestones)} with epochs {opt.epochs}; each should be below epochs: "
+            "a later one never comes",
+        )
+        _require(
             opt.warmup_epochs < opt.epochs,
             f"warmup_epochs was {opt.warmup_epochs:g}; it should be below epochs ({opt.epochs})",
         )
@@ -330,8 +335,8 @@ def read_config(folder: Path) -> Config:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it has no config.toml")
     values = _parse_toml(path.read_text(encoding="utf-8"), str(path))
-    place = folder.resolve()
-    return Config().with_values(**values, output=str(folder.parent), name=place.name)
+    place = Path(os.path.abspath(folder))  # "." and ".." have no name of their own
+    return Config().with_values(**values, output=str(place.parent), name=place.name)
 
 
 def resumed_config(stored: Config, given: Mapping[str, Any], folder: Path) -> Config:
@@ -562,8 +567,23 @@ def _one_of(names: typing.Iterable[str], word: str = "or") -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {word} {items[-1]}"
 
 
+# What other trainers call a key, where its spelling is nearer to one that is meant for something else.
+_ELSEWHERE = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "num_workers": "workers",
+    "num_epochs": "epochs",
+    "scheduler": "schedule",
+    "sched": "schedule",
+    "amp": "amp_dtype",
+    "compile": "torchcompile",
+}
+
+
 def _nearest(
     name: str, known: typing.Iterable[str], spell: typing.Callable[[str], str] = lambda found: found
 ) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    found = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in names else []
+    found = found or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {spell(found[0])}?" if found else ""

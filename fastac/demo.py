@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         results[loss] = train(load_config("demo", values))
     print(comparison(results))
     folders = {loss: RunFolder(Path(result["folder"])) for loss, result in results.items()}
+    title = f"{results['ac1']['dataset']}, {results['ac1']['model']}: {' and '.join(LOSSES.values())}"
     curves = folders["ac1"].path / "comparison.png"
-    plot_curves({LOSSES[loss]: folder.metrics for loss, folder in folders.items()}, curves)
+    plot_curves({LOSSES[loss]: folder.metrics for loss, folder in folders.items()}, curves, title=title)
     print(f"\naccuracy and loss by epoch:    {curves}")
     print(f"the most suspicious images:    {folders['ac1'].contact_sheet}")
     print(f"all labels, most suspicious first: {folders['ac1'].issues}")

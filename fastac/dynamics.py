@@ -62,6 +62,14 @@ class TrainingDynamics:
                 "the TrainingDynamics that this loss was computed with no longer exists"
             ) from None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingDynamics:
+        copy = TrainingDynamics(self.num_samples, self.num_classes, device=self.device)
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+    def __reduce__(self) -> Any:
+        raise TypeError("TrainingDynamics are not pickled: save their state_dict()")
+
     @torch.no_grad()
     def record(self, index: Tensor, statistics: Tensor) -> None:
         """Add one visit a row. index: (B,) int64, negative where there was none. statistics: (B, 5) float32, the

@@ -43,13 +43,8 @@ def ac_cross_entropy(
     Differentiable once. Raises TypeError, ValueError or IndexError that names the argument; on an accelerator a
     target or index outside its range is reported at a later step's end (see FASTAC_DEBUG).
     """
-    if update not in UPDATES:
-        raise ValueError(f"update must be one of {UPDATES}, got {update!r}")
+    check_options(reduction, label_smoothing, update)
     check_batch(logits, target, index, table.num_classes if isinstance(table, AlphaTable) else None, weight)
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     if index is None and (table is not None or dynamics is not None):
         raise ValueError("index is missing: an α table and training dynamics need the batch's sample ids")
     if isinstance(table, Tensor):
@@ -70,6 +65,16 @@ def ac_cross_entropy(
         reduction,
         label_smoothing,
     )
+
+
+def check_options(reduction: str, label_smoothing: float, update: str) -> None:
+    """ValueError for an option that is none."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    if update not in UPDATES:
+        raise ValueError(f"update must be one of {UPDATES}, got {update!r}")
 
 
 def _dense(

@@ -36,6 +36,7 @@ def find_label_issues(
     percent: float | None = None,
     class_names: Sequence[str] | None = None,
     pred_labels: Any = None,
+    other_labels: Any = None,
 ) -> pd.DataFrame:
     """Rank all samples by how likely their label is wrong, worst first.
 
@@ -47,6 +48,7 @@ def find_label_issues(
         issues. None takes their number from the distribution of the score, see below.
     class_names: K names; adds the columns given_class and suggested_class.
     pred_labels: (N,) integers in [0, K), what the network predicts without α: the suggested labels.
+    other_labels: with pred_labels, (N,) integers in [0, K): the network's best class other than the given one.
 
     The ranking. AC1: with α̂ = α − mean_k α, one list has the samples by max_k α̂, descending, another by
     min_k α̂, ascending. They are taken from the two by turns, the maximum first; a sample that is taken
@@ -56,10 +58,12 @@ def find_label_issues(
     Returns one row a sample:
         index             int64: the sample's id, its position in `labels`
         given_label       int64
-        suggested_label   Int64: `pred_labels` where given (they may agree with the given label). Otherwise
-                          AC1: the class of the lowest α̂ other than the given one (Theorem 2: the constant of
-                          the true label is the lowest); <NA> where the whole row is one number, as for a
-                          sample that was never drawn. AC2 and AUM know of no other label: <NA>
+        suggested_label   Int64. AC1: the class of the lowest α̂ other than the given one (Theorem 2: the
+                          constant of the true label is the lowest); <NA> where the whole row is one number, as
+                          for a sample that was never drawn. AC2 and AUM know of no other label: <NA>.
+                          With `pred_labels` these; but for a label issue whose given label the network
+                          predicts, having learned it by heart, AC1's suggestion as above, else `other_labels`
+                          where given
         is_label_issue    bool
         label_quality     float64, 1 clean … 0 wrong: the position in the ranking over the last position, so a
                           comparison with the other samples, no probability. AUM: NaN for a sample that was
@@ -96,9 +100,13 @@ def find_label_issues(
         ranking = _rank_ac2(_vector(values))
     else:
         ranking = _rank_ac1(values, given)
-    if pred_labels is not None:
-        ranking.suggested = _integer_vector("pred_labels", pred_labels, num_samples)
-        _check_range("pred_labels", ranking.suggested, num_classes)
+    predicted, other = (
+        None if values is None else _integer_vector(name, values, num_samples)
+        for name, values in (("pred_labels", pred_labels), ("other_labels", other_labels))
+    )
+    for name, known in (("pred_labels", predicted), ("other_labels", other)):
+        if known is not None:
+            _check_range(name, known, num_classes)
 
     position = _ranks(ranking.order)
     seen = ~np.isnan(ranking.score)
@@ -107,13 +115,16 @@ def find_label_issues(
         num_issues = int((ranking.score > _threshold(ranking.score[seen], ranking.floor)).sum())
     else:
         num_issues = min(round(percent / 100 * num_samples), num_seen)
+    is_issue = position < num_issues
+    if predicted is not None:
+        ranking.suggested = _suggestions(predicted, other, ranking.suggested, given, is_issue)
     quality = position / (num_seen - 1) if num_seen > 1 else np.ones(num_samples)
     unknown = ranking.suggested < 0
     columns: dict[str, Any] = {
         "index": np.arange(num_samples),
         "given_label": given,
         "suggested_label": pandas.arrays.IntegerArray(ranking.suggested, unknown),
-        "is_label_issue": position < num_issues,
+        "is_label_issue": is_issue,
         "label_quality": np.where(seen, quality, math.nan),
         **ranking.columns,
     }
@@ -235,6 +246,18 @@ def _rank_aum(aum: np.ndarray) -> _Ranking:
     nan = np.full(len(aum), math.nan)
     columns = {"alpha_max": nan, "alpha_min": nan, "max_rank": nan, "min_rank": nan, "aum": aum}
     return _Ranking(order, -aum, 0.0, columns, np.full(len(aum), -1))
+
+
+def _suggestions(
+    predicted: np.ndarray,
+    other: np.ndarray | None,
+    by_alpha: np.ndarray,
+    given: np.ndarray,
+    is_issue: np.ndarray,
+) -> np.ndarray:
+    """What the network predicts; for label issues that it has learned by heart another label, where one is known."""
+    another = by_alpha if other is None else np.where(by_alpha >= 0, by_alpha, other)
+    return np.where(is_issue & (predicted == given) & (another >= 0), another, predicted)
 
 
 def _ranks(order: np.ndarray) -> np.ndarray:

@@ -17,7 +17,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fastac.checkpoint import restore_rng, rng_state
 from fastac.config import Config
-from fastac.data import Dataset, EpochSampler, Loader, Samples, inject_noise, load_dataset, read_label_file
+from fastac.data import (
+    Dataset,
+    EpochSampler,
+    FolderImages,
+    Loader,
+    Samples,
+    inject_noise,
+    load_dataset,
+    read_label_file,
+)
 from fastac.dynamics import TrainingDynamics
 from fastac.engine import Engine
 from fastac.loss import AutoCleansingLoss
@@ -75,10 +84,13 @@ def _read_labels(spec: str, data_dir: str | None, samples: Samples) -> np.ndarra
     size = {"num_samples": len(samples), "num_classes": samples.num_classes}
     try:
         return read_label_file(spec, **size)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         if data_dir is None or Path(spec).is_absolute():
             raise
-        return read_label_file(str(Path(data_dir) / spec), **size)
+        try:
+            return read_label_file(str(Path(data_dir) / spec), **size)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{error}, nor is it in data_dir, {data_dir}") from None
 
 
 @dataclass
@@ -128,8 +140,16 @@ class Job:
             )
         self.config, self.engine, self.data = config, engine, data
         train, test, device = data.dataset.train, data.dataset.test, engine.device
+        rows = config.data.batch_size * engine.world_size
+        if config.data.drop_last and rows > len(train):
+            raise ValueError(
+                f"batch_size was {config.data.batch_size} on {engine.world_size} rank(s), {rows} together; it should "
+                f"be at most {len(train)} together, the training images, or come with --no-drop-last"
+            )
         _seed_everything(config.run.seed)
         network = create(config.model.model, num_classes=train.num_classes, in_channels=train.channels)
+        for samples in (train,) if test is None else (train, test):
+            _check_network(network, config.model.model, samples)
         self.network = network
         self.model = engine.wrap(network)
         _seed_everything(config.run.seed + engine.rank)  # so that ranks drop out different units
@@ -279,6 +299,28 @@ class Job:
         self.position = Position(**state["position"])
         if self.engine.rank < len(state["rng"]):
             restore_rng(state["rng"][self.engine.rank], self.engine.device)
+
+
+def _check_network(network: nn.Module, name: str, samples: Samples) -> None:
+    """Raise ValueError unless the network makes (1, K) logits of an image of this size."""
+    images = samples.images
+    height, width = (
+        (images.image_size,) * 2 if isinstance(images, FolderImages) else (images.shape[1], images.shape[2])
+    )
+    network.eval()
+    with torch.no_grad():
+        try:
+            logits = network(torch.zeros(1, samples.channels, height, width))
+        except RuntimeError as error:
+            raise ValueError(
+                f"model was {name!r}, which can't take images of {height}×{width} pixels: {error}"
+            ) from error
+    network.train()
+    if logits.shape != (1, samples.num_classes):
+        raise ValueError(
+            f"model was {name!r}, whose logits of an image are {tuple(logits.shape)}; they should be "
+            f"(1, {samples.num_classes}), one a class"
+        )
 
 
 def _create_table(

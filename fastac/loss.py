@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastac.dynamics import TrainingDynamics
-from fastac.functional import REDUCTIONS, UPDATES, ac_cross_entropy
+from fastac.functional import ac_cross_entropy, check_options
 from fastac.table import AlphaTable
 
 __all__ = ["AutoCleansingLoss"]
@@ -27,8 +27,8 @@ class AutoCleansingLoss(torch.nn.Module):
     dynamics: TrainingDynamics that this loss records.
 
     In eval mode nothing is recorded, update="forward" only reads, and index may be left out: plain cross entropy of
-    the network without α, as at test time. The table is
-    no parameter or buffer of this module: wrappers that broadcast or shard a module's state leave it alone.
+    the network without α, as at test time. The table is no parameter or buffer of this module: wrappers that
+    broadcast or shard a module's state leave it alone. zero_grad() does not reach it (`AlphaTable.discard` does).
     """
 
     weight: Tensor | None
@@ -48,12 +48,7 @@ class AutoCleansingLoss(torch.nn.Module):
         super().__init__()
         if table is not None and not isinstance(table, AlphaTable):
             raise TypeError(f"table must be an AlphaTable or None, got {type(table).__name__}")
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-        if update not in UPDATES:
-            raise ValueError(f"update must be one of {UPDATES}, got {update!r}")
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+        check_options(reduction, label_smoothing, update)
         if not math.isfinite(grad_output):
             raise ValueError(f"grad_output must be finite, got {grad_output}")
         self.table, self.dynamics = table, dynamics

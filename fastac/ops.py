@@ -29,7 +29,7 @@ _OPTIONS = (
     "Tensor? weight, str form, int ignore_index, str reduction, float label_smoothing, "
     "int num_samples, int table, int dynamics, bool learn"
 )
-_FIRST, _LAST = 9, 18  # where these stand among an operator's inputs
+_TENSORS = ("logits", "target", "index", "anchor", "alpha", "momentum", "last", "steps", "flags")
 _lib = torch.library.Library("fastac", "DEF")
 _lib.define(
     "cross_entropy(Tensor logits, Tensor target, Tensor? index, Tensor? anchor, Tensor? alpha, Tensor? momentum, "
@@ -63,6 +63,12 @@ class _Call(NamedTuple):
     @property
     def objective(self) -> Objective:
         return Objective(*self[:5])
+
+
+_FIRST, _LAST = (
+    len(_TENSORS),
+    len(_TENSORS) + len(_Call._fields),
+)  # where a call's options stand among its inputs
 
 
 def _forward(
@@ -199,8 +205,9 @@ class _CrossEntropy(torch.autograd.Function):
             )
         wanted = ctx.needs_input_grad[1:]
         grads: list[Tensor | None] = [None] * ctx.num_inputs
+        anchor = _TENSORS.index("anchor")
         grads[0] = grad_logits if wanted[0] else None
-        grads[3] = grad_anchor if wanted[3] else None
+        grads[anchor] = grad_anchor if wanted[anchor] else None
         return None, *grads
 
 

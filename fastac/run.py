@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from fastac.config import Config, write_config
-from fastac.data import Samples
+from fastac.data import FolderImages, Samples
 from fastac.dynamics import TrainingDynamics
 from fastac.issues import detection_scores, find_label_issues
 from fastac.report.contact_sheet import contact_sheet
@@ -31,6 +31,8 @@ from fastac.table import AlphaTable
 from fastac.version import __version__
 
 __all__ = ["RunFolder", "environment", "git_state", "results_text", "write_json", "write_results"]
+
+_BY = {"alpha": "α (Algorithm 2)", "aum": "AUM"}
 
 
 class RunFolder:
@@ -74,9 +76,13 @@ class RunFolder:
         if name is not None:
             _check_name(name)
             names = itertools.chain([name])
-        output.mkdir(parents=True, exist_ok=True)
         draft = output / f".new-{uuid.uuid4().hex}"
-        draft.mkdir()
+        try:
+            draft.mkdir(parents=True)
+        except OSError as error:
+            raise OSError(
+                f"output was {str(output)!r}; it should be a folder that can be written to: {error}"
+            ) from error
         try:
             write_config(config, draft / "config.toml")
             for candidate in names:
@@ -118,15 +124,19 @@ def write_results(
     given: np.ndarray,
     truth: np.ndarray | None,
     predictions: np.ndarray,
+    others: np.ndarray,
     table: AlphaTable | None,
     dynamics: TrainingDynamics | None,
     percent: float | None,
 ) -> dict[str, Any]:
     """Rank the labels by α, or by AUM where there is no α; write issues.csv, the plots, the contact sheet,
-    dynamics.csv and result.json. given, truth, predictions: (N,) int64 labels. Returns what result.json
-    holds: `summary` with the number of issues and the detection scores."""
+    dynamics.csv and result.json. given, truth: (N,) int64 labels. predictions, others: (N,) int64, what the network
+    predicts, and its best class other than the given label; -1 where the image could not be read. Returns what
+    result.json holds: `summary` with the number of issues, the detection scores and what could not be read."""
     wrong = None if truth is None else given != truth
     alpha = None if table is None else table.dense().cpu()
+    unread = np.flatnonzero(predictions < 0)
+    title = f"{summary['dataset']}, {summary['model']}, {summary['loss']}, seed {summary['seed']}"
     rankings = {}
     for method, source in (("alpha", table), ("aum", dynamics)):
         if source is not None:
@@ -136,24 +146,40 @@ def write_results(
                 method=method,
                 percent=percent,
                 class_names=samples.class_names,
-                pred_labels=predictions,
+                pred_labels=np.where(predictions < 0, given, predictions),
+                other_labels=np.where(others < 0, given, others),
             )
-    result = {**summary, "issues_by": next(iter(rankings), None), "issues": None, "detection": {}}
+    result = {
+        **summary,
+        "unreadable_images": [_image_name(samples, i) for i in unread.tolist()],
+        "issues_by": next(iter(rankings), None),
+        "issues": None,
+        "detection": {},
+    }
     if wrong is not None:
         for method, ranking in rankings.items():
             result["detection"][method] = detection_scores(ranking, wrong, true_labels=truth)
-    plot_curves(folder.metrics, folder.curves)
+    plot_curves(folder.metrics, folder.curves, title=f"{title}: accuracy and loss")
     if alpha is not None:
-        plot_alpha(alpha, given, folder.alpha_plot, flipped=wrong)
+        plot_alpha(alpha, given, folder.alpha_plot, flipped=wrong, title=f"{title}: α of the given labels")
     if dynamics is not None:
         dynamics.frame().to_csv(folder.dynamics, index=False)
     if rankings:
         issues = rankings[result["issues_by"]]
         result["issues"] = int(issues["is_label_issue"].sum())
+        if isinstance(samples.images, FolderImages):
+            issues["path"] = [samples.images.paths[i] for i in issues["index"]]
         issues.to_csv(folder.issues, index=False)
-        contact_sheet(samples, issues, folder.contact_sheet, alpha=alpha, true_labels=truth)
+        shown = issues[~issues["index"].isin(unread)]
+        title = f"{title}: the most suspicious labels, by {_BY[result['issues_by']]}"
+        if len(shown):
+            contact_sheet(samples, shown, folder.contact_sheet, alpha=alpha, true_labels=truth, title=title)
     write_json(folder.result, result)
     return result
+
+
+def _image_name(samples: Samples, index: int) -> int | str:
+    return samples.images.paths[index] if isinstance(samples.images, FolderImages) else index
 
 
 def results_text(result: dict[str, Any], folder: RunFolder) -> str:
@@ -167,16 +193,17 @@ def results_text(result: dict[str, Any], folder: RunFolder) -> str:
         )
     if result["unreadable_images"]:
         lines.append(
-            f"unreadable images, left out: {len(result['unreadable_images'])} (ids in {folder.result.name})"
+            f"unreadable images, left out: {len(result['unreadable_images'])} (listed in {folder.result.name})"
         )
     if result["detection"]:
         rate = next(iter(result["detection"].values()))["noise_rate"]
         lines.append(f"finding the {rate:.1%} of the labels that are known to be wrong:")
-        lines.append("  by      AUROC   average precision   precision   recall")
+        lines.append("  by      AUROC   average precision   precision   recall   right suggestions")
         for method, score in result["detection"].items():
             lines.append(
                 f"  {method:<6}  {score['auroc']:.4f}  {score['average_precision']:.4f}"
-                f"              {score['precision']:.4f}      {score['recall']:.4f}"
+                f"              {score['precision']:.4f}      {score['recall']:.4f}   "
+                f"{score['suggestion_accuracy']:.4f}"
             )
     lines.append(f"in {folder.path}:")
     for path, what in folder.contents():

@@ -127,6 +127,30 @@ class AlphaTable:
         except KeyError:
             raise RuntimeError("the α table that this loss was computed with no longer exists") from None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> AlphaTable:
+        """A table of its own with the same α, that follows no optimizer."""
+        copy = AlphaTable(
+            self.num_samples,
+            self.num_classes,
+            form=self.form,
+            weight_decay=self.weight_decay,
+            lr_scale=self.lr_scale,
+            history=self.history,
+            dtype=self.dtype,
+            device=self.device,
+            momentum=self._momentum,
+            nesterov=self._nesterov,
+            seed=self.seed,
+            process_group=self.process_group,
+            window=self.clock.window,
+        )
+        copy.load_state_dict(self.state_dict())
+        copy._lr = self._lr
+        return copy
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an AlphaTable is not pickled: save its state_dict()")
+
     def __repr__(self) -> str:
         return (
             f"AlphaTable({self.num_samples}, {self.num_classes}, form={self.form!r}, history={self.history!r}, "
@@ -186,6 +210,7 @@ class AlphaTable:
         optimizer: a torch.optim.SGD without dampening; whatever changes its learning rate or momentum is followed,
         as they are at each step. scaler: the GradScaler of the loop, if it has one; its scale is divided out, and a
         step that it skips leaves α alone. A table follows one optimizer: a second call replaces the first.
+        optimizer.zero_grad() is not followed: after backward passes that no step is to use, call `discard()`.
         """
         _check_optimizer(optimizer, group)
         if self._hook is not None:
@@ -320,11 +345,12 @@ class AlphaTable:
         ids[: len(index)] = index
         rows = grad.new_zeros((longest, *grad.shape[1:]))
         rows[: len(grad)] = grad
-        all_ids = ids.new_empty(self.world_size * longest)
-        all_rows = rows.new_empty((self.world_size * longest, *grad.shape[1:]))
-        dist.all_gather_into_tensor(all_ids, ids, group=self.process_group)
-        dist.all_gather_into_tensor(all_rows, rows, group=self.process_group)
-        return all_ids, all_rows
+        return self._from_all_ranks(ids), self._from_all_ranks(rows)
+
+    def _from_all_ranks(self, part: Tensor) -> Tensor:
+        whole = part.new_empty((self.world_size * len(part), *part.shape[1:]))
+        dist.all_gather(list(whole.chunk(self.world_size)), part, group=self.process_group)
+        return whole
 
     @contextlib.contextmanager
     def forward_update(self) -> Iterator[Sgd]:

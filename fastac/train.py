@@ -12,12 +12,12 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fastac.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint
 from fastac.config import Config, load_config, parse_command_line, read_config, resumed_config, write_config
 from fastac.data import Batch, Loader
-from fastac.engine import create_engine
+from fastac.engine import Engine, create_engine
 from fastac.extras import require
 from fastac.job import Job, load_data
 from fastac.metrics import Figures, Meter, MetricsLog, Progress
@@ -107,21 +107,33 @@ def train(
     require_packages(config)
     engine = create_engine(config)
     try:
-        place = Path(config.run.output) / (config.run.name or "")
-        going_on = engine.broadcast(resume and (place / "config.toml").is_file())
-        if going_on:
-            config = resumed_config(read_config(place), config.values(), place)
-        job = Job(config, engine, load_data(config), create)
-        if going_on:
-            resume_from(job, place / "checkpoints")
-        folder = open_folder(job, place if going_on else None)
-        if engine.rank == 0:
-            _say(str(job), 0)
-        with StopSignal() as stop:
-            fit(job, folder, stop)
-        return finish(job, folder)
+        return train_on(engine, config, resume, create)
+    except BaseException as error:
+        traceback.clear_frames(
+            error.__traceback__
+        )  # they hold the job, and with it the engine's process group
+        raise
     finally:
         engine.close()
+
+
+def train_on(
+    engine: Engine, config: Config, resume: bool, create: Callable[..., nn.Module]
+) -> dict[str, Any]:
+    """`train`, on an engine. The job must not outlive it: see the engine's close."""
+    place = Path(config.run.output) / (config.run.name or "")
+    going_on = engine.broadcast(resume and (place / "config.toml").is_file())
+    if going_on:
+        config = resumed_config(read_config(place), config.values(), place)
+    job = Job(config, engine, load_data(config), create)
+    if going_on:
+        resume_from(job, place / "checkpoints")
+    folder = open_folder(job, place if going_on else None)
+    if engine.rank == 0:
+        _say(str(job), 0)
+    with StopSignal() as stop:
+        test = fit(job, folder, stop)
+    return finish(job, folder, test)
 
 
 def require_packages(config: Config) -> None:
@@ -190,10 +202,11 @@ class StopSignal:
 # ---------------------------------------------------------------- the loop
 
 
-def fit(job: Job, folder: RunFolder, stop: StopSignal) -> None:
-    """Train to the last step, epoch by epoch. Raises StoppedError, a checkpoint saved, after a signal."""
+def fit(job: Job, folder: RunFolder, stop: StopSignal) -> Figures | None:
+    """Train to the last step, epoch by epoch. Returns the last epoch's figures on the test set, None where there
+    was nothing left to train or is no such set. Raises StoppedError, a checkpoint saved, after a signal."""
     c, position, first = job.config, job.position, job.engine.rank == 0
-    log = None
+    log = test = None
     if first:
         tensorboard = folder.tensorboard if c.run.tensorboard else None
         log = MetricsLog(folder.metrics, tensorboard, position.epoch, position.step)
@@ -204,7 +217,7 @@ def fit(job: Job, folder: RunFolder, stop: StopSignal) -> None:
                 train_epoch(job, folder, log, progress, stop)
             if position.batch == 0:  # a run that had come to its end before
                 break
-            end_epoch(job, log, progress)
+            test = end_epoch(job, log, progress)
             if c.run.checkpoint_every == 0 or position.step >= job.last_step:
                 save(job, folder)
             if position.step >= job.last_step:
@@ -215,6 +228,7 @@ def fit(job: Job, folder: RunFolder, stop: StopSignal) -> None:
             log.close()
     if job.engine.any(stop.signum != 0):
         raise stopped(job, folder, stop)
+    return test
 
 
 def train_epoch(
@@ -286,8 +300,8 @@ def stopped(job: Job, folder: RunFolder, stop: StopSignal) -> StoppedError:
     )
 
 
-def end_epoch(job: Job, log: MetricsLog | None, progress: Progress) -> None:
-    """Test, write the epoch's row, and make ready for the next epoch."""
+def end_epoch(job: Job, log: MetricsLog | None, progress: Progress) -> Figures | None:
+    """Test, write the epoch's row, and make ready for the next epoch. Returns the figures on the test set."""
     position = job.position
     job.merge_dynamics()
     train = Meter.figures(job.engine.sum(job.meter.totals))
@@ -309,6 +323,7 @@ def end_epoch(job: Job, log: MetricsLog | None, progress: Progress) -> None:
     if position.batch == len(job.train_loader):
         position.next_epoch()
         job.meter.reset()
+    return test
 
 
 def save(job: Job, folder: RunFolder) -> None:
@@ -324,10 +339,12 @@ def save(job: Job, folder: RunFolder) -> None:
 
 
 class Evaluation(NamedTuple):
-    """Figures over a split; the predicted labels (N,) int64, -1 where an image could not be read."""
+    """Figures over a split; the predicted labels and the best ones other than the loader's, (N,) int64 each, -1
+    where an image could not be read."""
 
     figures: Figures
     predictions: Tensor
+    others: Tensor
 
 
 @torch.no_grad()
@@ -337,25 +354,29 @@ def evaluate(job: Job, loader: Loader) -> Evaluation:
     engine.sync_buffers()
     network.eval()
     meter = Meter(engine.device)
-    predictions = torch.zeros(len(loader.samples), dtype=torch.int64, device=engine.device)
+    labels = torch.zeros((2, len(loader.samples)), dtype=torch.int64, device=engine.device)
     for batch in loader.epoch(0):
         with engine.autocast():
             logits = network(batch.images)
         meter.add(F.cross_entropy(logits.float(), batch.target), logits, batch.target)
-        predictions[batch.index] = logits.argmax(1) + 1  # 0 is left for what no rank has read
-    return Evaluation(Meter.figures(engine.sum(meter.totals)), engine.sum(predictions) - 1)
+        without_target = logits.scatter(1, batch.target[:, None], -torch.inf)
+        found = torch.stack([logits.argmax(1), without_target.argmax(1)])
+        labels[:, batch.index] = found + 1  # 0 is left for what no rank has read
+    predictions, others = engine.sum(labels) - 1
+    return Evaluation(Meter.figures(engine.sum(meter.totals)), predictions, others)
 
 
-def finish(job: Job, folder: RunFolder) -> dict[str, Any]:
-    """Test the network, rank the labels, write the results, and print them."""
+def finish(job: Job, folder: RunFolder, test: Figures | None) -> dict[str, Any]:
+    """Predict the training images' labels, rank the given ones, write the results, and print them. test: the
+    network's figures on the test set, None where it was not tested yet."""
     config, data, position = job.config, job.data, job.position
-    test = None if job.test_loader is None else evaluate(job, job.test_loader).figures
+    if test is None and job.test_loader is not None:
+        test = evaluate(job, job.test_loader).figures
     train = evaluate(job, job.given_loader)
     if job.engine.rank != 0:
         return {}
-    predictions = train.predictions.cpu().numpy()
-    unread = np.flatnonzero(predictions < 0).tolist()
-    right = predictions == (data.given if data.truth is None else data.truth)
+    predictions, others = train.predictions.cpu().numpy(), train.others.cpu().numpy()
+    read = predictions >= 0
     summary = {
         "folder": str(folder.path),
         "dataset": config.data.dataset,
@@ -374,8 +395,9 @@ def finish(job: Job, folder: RunFolder) -> dict[str, Any]:
         "test_accuracy": None if test is None else test.accuracy,
         "test_loss": None if test is None else test.loss,
         "train_accuracy": train.figures.accuracy,
-        "train_accuracy_on_truth": None if data.truth is None else float(right.mean()),
-        "unreadable_images": unread,
+        "train_accuracy_on_truth": None
+        if data.truth is None
+        else float((predictions == data.truth)[read].mean()),
     }
     result = write_results(
         folder,
@@ -383,7 +405,8 @@ def finish(job: Job, folder: RunFolder) -> dict[str, Any]:
         samples=data.dataset.train,
         given=data.given,
         truth=data.truth,
-        predictions=np.where(predictions < 0, data.given, predictions),
+        predictions=predictions,
+        others=others,
         table=job.table,
         dynamics=job.dynamics,
         percent=config.run.issues_percent,

@@ -1,6 +1,7 @@
 """fastac.config: fields and their limits, recipes, config files, the command line."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,10 @@ def test_a_wrong_value_names_field_value_and_what_it_should_be(section, values, 
         ({"schedule": "multistep"}, "milestones was .* with schedule 'multistep'"),
         ({"milestones": [3]}, r"milestones was \[3\] with schedule 'cosine'"),
         ({"schedule": "multistep", "milestones": [5, 3]}, "ascending"),
+        (
+            {"schedule": "multistep", "milestones": [3, 10]},
+            r"milestones was \[3, 10\] with epochs 10; each should",
+        ),
         ({"epochs": 5, "warmup_epochs": 5.0}, r"warmup_epochs was 5; it should be below epochs \(5\)"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov was true with momentum 0"),
         ({"update": "forward", "grad_accum_steps": 2}, "update was 'forward' with grad_accum_steps 2"),
@@ -228,3 +233,16 @@ def test_help_is_by_section_with_the_recipes_defaults(capsys):
             assert f"--{name.replace('_', '-')}" in text
     assert "(default: wrn-40-2)" in " ".join(text.split())
     assert "cifar10n-worse" in text
+
+
+def test_a_run_folder_named_by_a_dot_is_the_folder_itself(tmp_path, monkeypatch):
+    write_config(load_config("digits"), _made(tmp_path / "one") / "config.toml")
+    monkeypatch.chdir(_made(tmp_path / "one" / "below"))
+    for folder in ("..", "../../one/", "../below/.."):
+        run = read_config(Path(folder)).run
+        assert Path(run.output) / str(run.name) == tmp_path / "one"
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder

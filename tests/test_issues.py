@@ -139,6 +139,21 @@ def test_predicted_labels_win():
     assert frame["suggested_label"].tolist() == [2, 1]
 
 
+def test_label_issues_that_were_learned_by_heart_get_another_suggestion():
+    alpha = np.array([[0.0, 0.1, -0.9], [0, 0.2, -0.8], [0.0, 0.0, 0.0], [0, 0, 0], [0, 0, 0]])
+    given, predicted, other = [1, 1, 0, 0, 1], [1, 0, 0, 2, 1], [0, 0, 2, 2, 2]
+    both = {"percent": 60, "pred_labels": predicted, "other_labels": other}
+    frame = find_label_issues(alpha, given, **both).set_index("index")
+    assert frame["is_label_issue"].sort_index().tolist() == [True, True, True, False, False]
+    # By α; by the prediction; by the runner-up, for α is one number; what is no issue keeps the prediction.
+    assert frame["suggested_label"].sort_index().tolist() == [2, 0, 2, 2, 1]
+    without = find_label_issues(alpha, given, percent=60, pred_labels=predicted).set_index("index")
+    assert without["suggested_label"].sort_index().tolist() == [2, 0, 0, 2, 1]
+    aum = np.array([-3.0, -2, -1, 1, 2])
+    by_aum = find_label_issues(aum, given, method="aum", **both).set_index("index")
+    assert by_aum["suggested_label"].sort_index().tolist() == [0, 0, 2, 2, 1]
+
+
 def test_ac2_ranks_by_alpha():
     frame = find_label_issues(np.array([0.1, -0.2, 0.3, 0.1]), [3, 1, 0, 2], percent=25)
     assert frame["index"].tolist() == [2, 0, 3, 1]

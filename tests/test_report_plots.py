@@ -123,7 +123,7 @@ def test_alpha_of_ac1(tmp_path, figures):
     axes = figures[0].axes[0]
     legend, bars = counts(figures[0])
     assert bars == [int((~flipped).sum()), int(flipped.sum())]
-    assert legend == [f"label as it was: {bars[0]:,}", f"label was flipped: {bars[1]:,}"]
+    assert legend == [f"label is right: {bars[0]:,}", f"label is wrong: {bars[1]:,}"]
     offsets = alpha[np.arange(5000), labels] - alpha.mean(1)
     edges = axes.patches[0].get_data().edges
     assert [edges[0], edges[-1]] == pytest.approx([offsets.min(), offsets.max()])

@@ -1,5 +1,7 @@
+import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -285,6 +287,24 @@ def test_an_optimizer_does_not_keep_its_table():
     optimizer.step()
     with pytest.raises(RuntimeError, match="no longer exists"):
         fastac.AlphaTable.from_handle(handle)
+
+
+def test_a_deep_copy_is_a_table_of_its_own():
+    table = train(by_hand())
+    criterion = fastac.AutoCleansingLoss(table, dynamics=fastac.TrainingDynamics(20, 5))
+    twin = copy.deepcopy(criterion)
+    assert torch.equal(twin.table.dense(), table.dense())
+    before = table.dense()
+    index = torch.arange(4)
+    twin(torch.randn(4, 5, requires_grad=True), index, index).backward()
+    twin.table.step()
+    assert torch.equal(table.dense(), before)
+    assert not torch.equal(twin.table.dense(), before)
+    assert int(criterion.dynamics.count.sum()) == 0
+    assert int(twin.dynamics.count.sum()) == 4
+    for state in (table, criterion.dynamics):
+        with pytest.raises(TypeError, match=r"state_dict\(\)"):
+            pickle.dumps(state)
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------

@@ -364,7 +364,16 @@ def test_a_label_file_of_another_length_leaves_no_folder(tmp_path, capsys):
         ("--recipe digits --model resnet3", "unknown model 'resnet3'"),
         ("--recipe digits --labels none.npy", "there is no label file none.npy"),
         ("--recipe cifar10-resnet32", "cifar10 needs data_dir (--data-dir)"),
-        ("--recipe digits --batch-size 2000 --drop-last", "num_samples is 1347"),
+        (
+            "--recipe digits --batch-size 2000 --drop-last",
+            "batch_size was 2000 on 1 rank(s), 2000 together; it should be at most 1347 together",
+        ),
+        ("--recipe digits --model wrn-41-2", "unknown model 'wrn-41-2': depth is 41; it should be 6n+4"),
+        ("--recipe digits --learning-rate 1", "there is no option --learning-rate; did you mean --lr?"),
+        (
+            "--recipe cifar10-resnet32 --epochs 200",
+            "milestones was [150, 225] with epochs 200; each should be",
+        ),
         ("--recipe digits --noise asymmetric --noise-rate 0.1", "asymmetric noise is defined for cifar10"),
     ],
 )
@@ -439,11 +448,24 @@ def test_an_unreadable_image_is_left_out_and_listed(tmp_path, folder_of_images, 
     result = train(folder_config(tmp_path, on_bad_image="skip"))
     names = sorted(path.name for path in folder_of_images.parent.iterdir())
     bad = 12 + names.index("5.png")
-    assert result["unreadable_images"] == [bad]
+    assert result["unreadable_images"] == ["dog/5.png"]
     assert "unreadable images, left out: 1" in capsys.readouterr().out
     dynamics = pd.read_csv(tmp_path / "runs" / "run" / "dynamics.csv")
     assert dynamics["count"].tolist() == [0 if index == bad else 3 for index in range(24)]
     assert float(metrics(tmp_path / "runs" / "run")[-1]["train_loss"]) < 0.7
+    issues = pd.read_csv(tmp_path / "runs" / "run" / "issues.csv").set_index("index")
+    assert issues["path"][bad] == "dog/5.png"
+    assert issues["path"][0] == "cat/0.png"
+
+
+def test_the_contact_sheet_has_readable_images_only(tmp_path, folder_of_images, monkeypatch):
+    shown = []
+    monkeypatch.setattr("fastac.run.contact_sheet", lambda samples, issues, out, **more: shown.append(issues))
+    folder_of_images.with_name("6.png").write_bytes(b"no image")
+    train(folder_config(tmp_path, on_bad_image="skip", epochs=1))
+    paths = shown[0]["path"].tolist()
+    assert len(paths) == 22
+    assert not {"dog/5.png", "dog/6.png"} & set(paths)
 
 
 def test_a_batch_of_unreadable_images_only_changes_nothing_but_time(tmp_path, folder_of_images):
@@ -457,3 +479,62 @@ def test_a_batch_of_unreadable_images_only_changes_nothing_but_time(tmp_path, fo
     state = final_state(tmp_path / "runs" / "run")
     assert all(value.isfinite().all() for value in state["model"].values())
     assert state["table"]["alpha"].isfinite().all()
+
+
+def test_images_too_small_for_the_network_are_refused(tmp_path, capsys):
+    images, labels = np.zeros((64, 4, 4), np.uint8), np.arange(64) % 2
+    np.savez(tmp_path / "small.npz", images=images, labels=labels)
+    words = ["--dataset", "npz", "--data-dir", str(tmp_path / "small.npz"), "--batch-size", "8"]
+    message = one_line_error(capsys, [*words, "--output", str(tmp_path / "runs")])
+    assert "model was 'cnn', which can't take images of 4×4 pixels" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    message = one_line_error(capsys, ["--recipe", "digits", "--output", str(tmp_path / "file")])
+    assert f"output was '{tmp_path / 'file'}'; it should be a folder that can be written to" in message
+
+
+def test_a_label_file_that_is_nowhere_names_both_places(tmp_path, capsys):
+    words = ["--recipe", "digits", "--data-dir", str(tmp_path), "--labels", "none.npy"]
+    message = one_line_error(capsys, [*words, "--output", str(tmp_path / "runs")])
+    assert f"there is no label file none.npy, nor is it in data_dir, {tmp_path}" in message
+
+
+def test_the_pictures_name_data_network_and_loss(tmp_path, monkeypatch):
+    titles = {}
+    for name in ("plot_curves", "plot_alpha", "contact_sheet"):
+        monkeypatch.setattr(
+            f"fastac.run.{name}", lambda *a, _name=name, title, **more: titles.update({_name: title})
+        )
+    train(config(tmp_path, name="run", epochs=1, loss="ac1", seed=3))
+    assert titles == {
+        "plot_curves": "digits, cnn, ac1, seed 3: accuracy and loss",
+        "plot_alpha": "digits, cnn, ac1, seed 3: α of the given labels",
+        "contact_sheet": "digits, cnn, ac1, seed 3: the most suspicious labels, by α (Algorithm 2)",
+    }
+
+
+def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
+    tested = []
+
+    def counting(job, loader):
+        tested.append("test" if loader is job.test_loader else "train")
+        return evaluate(job, loader)
+
+    monkeypatch.setattr("fastac.train.evaluate", counting)
+    result = train(config(tmp_path, name="run", epochs=2))
+    assert tested == ["test", "test", "train"]
+    assert result["test_accuracy"] == pytest.approx(
+        float(metrics(tmp_path / "run")[-1]["test_accuracy"]), abs=1e-5
+    )
+
+
+def test_best_labels_other_than_the_given_ones(tmp_path):
+    job = job_of(config(tmp_path, batch_size=64))
+    found = evaluate(job, job.given_loader)
+    assert (found.others != torch.from_numpy(job.data.given)).all()
+    differs = found.predictions != torch.from_numpy(job.data.given)
+    assert differs.any()
+    assert torch.equal(found.others[differs], found.predictions[differs])

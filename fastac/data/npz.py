@@ -33,6 +33,10 @@ def load_npz(path: Path) -> Dataset:
         highest = max(int(values.max()) for values in labels.values())
         if highest >= _MAX_UNNAMED:
             raise ValueError(f"{path} has the label {highest}; without class_names, labels count from 0")
+        if highest < 1:
+            raise ValueError(
+                f"{path}: labels are all {highest}; there should be at least 2 classes, from 0 on"
+            )
         names = tuple(str(k) for k in range(1 + highest))
     train = _samples(path, "images", arrays["images"], labels["labels"], names)
     if "test_images" not in arrays:
@@ -47,19 +51,23 @@ def load_npz(path: Path) -> Dataset:
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: --data-dir should be the .npz file itself")
+    should = f"{path} should be an .npz file with the arrays images and labels"
+    if not zipfile.is_zipfile(path):  # np.load would take it for a pickle, and advise to load it unsafely
+        raise ValueError(f"{should}: it is no .npz file")
+    key = ""
     try:
-        content = np.load(path, allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one bare array")
-        with content:
+        with np.load(path, allow_pickle=False) as content:
             missing = [key for key in _KNOWN[:2] if key not in content]
             if missing:
                 raise ValueError(f"it has no {' and no '.join(missing)}; it has {', '.join(content)}")
-            return {key: content[key] for key in _KNOWN if key in content}
+            arrays = {}
+            for key in _KNOWN:
+                if key in content:
+                    arrays[key] = content[key]
+            return arrays
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path} should be an .npz file with the arrays images and labels: {error}"
-        ) from error
+        where = f"{key}: " if key else ""
+        raise ValueError(f"{should}: {where}{error}") from error
 
 
 def _samples(path: Path, key: str, images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Samples:

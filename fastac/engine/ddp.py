@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +24,8 @@ _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DataParallelEngine:
-    """See `fastac.engine.Engine`. Two ranks give what one rank gives with their batches put together."""
+    """See `fastac.engine.Engine`. Two ranks give what one rank gives with their batches put together, except
+    for what batch norm does: its statistics are those of a rank's own rows."""
 
     def __init__(self, config: Config):
         self.distributed = "RANK" in os.environ
@@ -116,8 +119,15 @@ class DataParallelEngine:
         self.any(False)
 
     def close(self) -> None:
+        """Leave the process group, and end its threads.
+
+        They end with the last reference to the group, which the wrapped model and the α table hold. One that still
+        ran at the interpreter's end could ask for the GIL then, and Python would abort the process.
+        """
+        self.model = None
         if self.distributed and dist.is_initialized():
             dist.destroy_process_group()
+            gc.collect()
 
 
 def _pick_device(name: str, local_rank: int) -> torch.device:
@@ -135,6 +145,9 @@ def _pick_device(name: str, local_rank: int) -> torch.device:
 
 def _join(device: torch.device) -> tuple[int, int]:
     """Join the process group that torchrun's environment describes. Returns (rank, world size)."""
+    # Before there is a group: this module's functions take the default group of the time of its import as their
+    # own default, and so would keep the group and its threads alive for ever (see close).
+    importlib.import_module("torch.distributed.nn.functional")
     # Workers that torchrun restarts would find their dead predecessors' addresses in its store and hang,
     # so each attempt has a prefix of its own.
     store, rank, world_size = next(rendezvous("env://"))

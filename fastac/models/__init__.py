@@ -30,6 +30,9 @@ def create_model(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
     if name in MODELS and name.startswith("resnet"):
         return CifarResNet(int(name.removeprefix("resnet")), num_classes, in_channels)
     if match := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,3})", name):
-        return WideResNet(int(match[1]), int(match[2]), num_classes, in_channels)
+        try:
+            return WideResNet(int(match[1]), int(match[2]), num_classes, in_channels)
+        except ValueError as error:
+            raise ValueError(f"unknown model {name!r}: {error}") from error
     nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
     raise ValueError(f"unknown model {name!r}; did you mean {nearest!r}? Known: {', '.join(MODELS)}, wrn-D-W")

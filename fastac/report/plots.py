@@ -91,7 +91,7 @@ def plot_alpha(alpha: Any, labels: Any, out: Path, flipped: Any = None, *, title
         wrong = np.asarray(flipped)
         if wrong.dtype != np.bool_ or wrong.shape != offsets.shape:
             raise ValueError(f"flipped must be ({len(offsets)},) bool, got {wrong.shape} {wrong.dtype}")
-        groups = {"label as it was": ~wrong, "label was flipped": wrong}
+        groups = {"label is right": ~wrong, "label is wrong": wrong}
     edges = _edges(offsets)
     with drawing():
         figure = new_figure(8, 4.8, layout="constrained")
