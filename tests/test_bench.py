@@ -188,3 +188,52 @@ def test_table_on_a_gpu(bench, tmp_path):
     record = json.loads((tmp_path / "table-cuda.json").read_text(encoding="utf-8"))
     assert record["environment"]["device"] == torch.cuda.get_device_name()
     assert all(row["step_seconds"]["low"] > 0 for row in record["results"])
+
+
+def test_loss_records_every_way(bench, tmp_path, capsys):
+    pytest.importorskip("fastac.cpu", reason="the native CPU backend is not built", exc_type=ImportError)
+    loss = bench("loss")
+    arguments = ["--sizes", "6x300", "--rounds", "3", "--out", str(tmp_path)]
+    assert loss.main(arguments) == 0
+    assert (tmp_path / "loss-cpu.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "loss-cpu.json").read_text(encoding="utf-8"))
+    assert record["environment"]["capability"] in ("default", "avx2", "avx512")
+    sizes = [(r["batch"], r["classes"], r["form"]) for r in record["results"]]
+    assert sizes == [(6, 300, "ac1"), (6, 300, "ac2")]
+    # logits read, gradient written, α read and written: float32
+    assert [r["bytes"] for r in record["results"]] == [4 * 7200, 4 * (3600 + 12)]
+    out = capsys.readouterr().out
+    for result in record["results"]:
+        assert list(result["ways"]) == [way.name for way in loss.WAYS]
+        for row in result["ways"].values():
+            assert 0 < row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
+            assert row["warm_seconds"]["median"] > 0
+            rate = result["bytes"] / row["seconds"]["median"]
+            assert row["share_of_copy"] == pytest.approx(rate / result["copy_bytes_per_second"]["median"])
+            assert f"{row['seconds']['median'] * 1e3:.3f}" in out
+
+
+@pytest.mark.parametrize("form", ["ac1", "ac2"])
+def test_all_ways_of_the_loss_do_the_same(bench, form, monkeypatch):
+    """A way that does less than the others is no measure of them."""
+    pytest.importorskip("fastac.cpu", reason="the native CPU backend is not built", exc_type=ImportError)
+    monkeypatch.setenv("FASTAC_BACKEND", "cpu")
+    loss = bench("loss")
+    setup = loss.Setup(8, 5, form, 0.0)
+    batch = setup.draw()
+    alpha = torch.zeros((setup.num_samples, 5) if form == "ac1" else setup.num_samples)
+    value, grad = loss.unfused_step(alpha, batch[0].detach(), *batch[1:])
+    if form == "ac1":
+        alpha[:, 0] = 0  # the gauge, which is too little work to matter
+    tables, original = [], loss.Setup.table
+    monkeypatch.setattr(loss.Setup, "table", lambda self: tables.append(original(self)) or tables[-1])
+    for name in ("reference", "cpu"):
+        result = loss.one_pass(name)(setup)(batch)
+        torch.testing.assert_close(result.loss, value)
+        torch.testing.assert_close(result.grad, grad)
+        torch.testing.assert_close(tables[-1].alpha, alpha)
+        for update in ("step", "forward"):
+            batch[0].grad = None
+            loss.training_step(name, update)(setup)(batch)
+            torch.testing.assert_close(batch[0].grad, grad)
+            torch.testing.assert_close(tables[-1].alpha, alpha)

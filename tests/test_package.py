@@ -16,6 +16,7 @@ LAYERS = [
     ["clock"],
     ["contract"],
     ["eager"],
+    ["cpu"],
     ["backends"],
     ["table", "dynamics"],
     ["ops"],

@@ -1,0 +1,499 @@
+// The kernels of one capability: compiled with the flags of baseline, AVX2 and AVX-512, FASTAC_CAPABILITY the suffix.
+// No torch here, and nothing with external linkage but the table of functions, so that no inline function compiled
+// for one processor can be linked in where another one is asked for.
+#include "kernels.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "vector.h"
+
+namespace fastac::cpu {
+namespace {
+
+// Of loops' bodies, which stand in three places each (see each_vector): what they capture must stay in registers.
+#define ALWAYS_INLINE __attribute__((always_inline))
+
+constexpr int64_t kChunk = 2048;  // columns whose logits, α and exponentials stay in the first cache
+constexpr float kLeast = -3.402823466e38f;
+
+struct None {};  // α's type where there is none
+
+// Calls f(k, part) for the vectors of [begin, end); the first `head` columns are a part of their own.
+template <class F>
+ALWAYS_INLINE inline void each_vector(int64_t begin, int64_t end, F f, int64_t head = 0) {
+  int64_t k = begin;
+  if (head > 0) {
+    const int64_t n = head < end - k ? head : end - k;
+    f(k, Part{(int)n});
+    k += n;
+  }
+  for (; k + W <= end; k += W) f(k, Full{});
+  if (k < end) f(k, Part{(int)(end - k)});
+}
+
+inline bool holds(int64_t k, int n, int64_t column) { return (uint64_t)(column - k) < (uint64_t)n; }
+
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+// Rows that are fetched ahead of the one that is computed: α's rows lie anywhere, and memory takes long to answer.
+inline int64_t rows_ahead(int64_t columns) {
+  const int64_t rows = 1024 / columns;
+  return rows < 1 ? 1 : rows > 16 ? 16 : rows;
+}
+
+template <class A>
+inline void prefetch_columns(const A* p, int64_t n) {
+  for (int64_t k = 0; k < n; k += 64 / (int64_t)sizeof(A)) prefetch(p + k);
+  prefetch(p + n - 1);
+}
+
+// C(last) as float32: c[0] a + c[1] b and c[2] a + c[3] b are the row's state now. See StepClock.coefficients.
+struct Coefficients {
+  float c[4] = {1, 0, 0, 1};
+  Coefficients() = default;
+  Coefficients(const Clock& clock, int64_t last) {
+    if (last >= clock.steps) return;
+    const double* t = clock.tail + 4 * ((last >> clock.block_bits) & (clock.blocks - 1));
+    const double* w = clock.within + 4 * (last & (clock.window - 1));
+    c[0] = (float)(t[0] * w[0] + t[1] * w[2]);
+    c[1] = (float)(t[0] * w[1] + t[1] * w[3]);
+    c[2] = (float)(t[2] * w[0] + t[3] * w[2]);
+    c[3] = (float)(t[2] * w[1] + t[3] * w[3]);
+  }
+};
+
+// --- a row's state ---
+
+enum class Step { none, plain, heavy_ball, nesterov };
+
+// One row on its way to a new state: catch-up, then SGD's step, then rounding to the storage.
+template <class A, bool kMomentum>
+struct RowState {
+  A* a;
+  A* b;
+  Coefficients c;
+  Step step;
+  bool write_b;
+  float lr, momentum, weight_decay;
+  uint32_t hash;
+
+  RowState() = default;
+  RowState(const Rows& rows, int64_t id) : c(rows.clock, rows.last[id]) {
+    a = (A*)rows.alpha + id * rows.columns;
+    b = kMomentum ? (A*)rows.momentum + id * rows.columns : nullptr;
+  }
+
+  void catch_up_only(int64_t seed, int64_t now, int64_t id) {
+    step = Step::none;
+    write_b = true;
+    hash = hash_row(seed, now, id);
+  }
+
+  void step_with(const Sgd& sgd, int64_t now, int64_t id) {
+    step = sgd.folded || sgd.momentum == 0 || !kMomentum ? Step::plain
+           : sgd.nesterov                                ? Step::nesterov
+                                                         : Step::heavy_ball;
+    write_b = !sgd.folded;
+    lr = sgd.folded ? sgd.lr / (1 - sgd.momentum) : sgd.lr;
+    momentum = sgd.momentum;
+    weight_decay = sgd.weight_decay;
+    hash = sizeof(A) == 2 ? hash_row(sgd.seed, now, id) : 0;
+  }
+
+  template <class P>
+  ALWAYS_INLINE vf alpha(int64_t k, P part) const {
+    vf v = load(a + k, part) * c.c[0];
+    if constexpr (kMomentum) v += load(b + k, part) * c.c[1];
+    return v;
+  }
+
+  // g: the gradient of these columns.
+  template <class P>
+  ALWAYS_INLINE void write(int64_t k, P part, vf g) const {
+    const vf a0 = load(a + k, part);
+    vf a1 = a0 * c.c[0], b1{};
+    if constexpr (kMomentum) {
+      const vf b0 = load(b + k, part);
+      a1 += b0 * c.c[1];
+      b1 = a0 * c.c[2] + b0 * c.c[3];
+    }
+    if (step != Step::none) {
+      g += a1 * weight_decay;
+      if (step != Step::plain) {
+        b1 = b1 * momentum + g;
+        g = step == Step::nesterov ? g + b1 * momentum : b1;
+      }
+      a1 -= g * lr;
+    }
+    if constexpr (sizeof(A) == 2) {
+      const vu noise = absorb(vu{} + hash, iota() + (uint32_t)k, 0u);
+      store_half(&a[k].bits, round_bf16(a1, noise & 0xffffu), part);
+      if (kMomentum && write_b) store_half(&b[k].bits, round_bf16(b1, noise >> 16), part);
+    } else {
+      store(a + k, a1, part);
+      if (kMomentum && write_b) store(b + k, b1, part);
+    }
+  }
+};
+
+// Calls f.operator()<A, kMomentum>() for the table's storage.
+template <class F>
+inline void with_rows(const Rows* rows, F f) {
+  if (rows->type == Type::float32)
+    rows->momentum ? f.template operator()<float, true>() : f.template operator()<float, false>();
+  else
+    rows->momentum ? f.template operator()<bf16, true>() : f.template operator()<bf16, false>();
+}
+
+void read(const Rows& rows, const int64_t* ids, float* out, int64_t begin, int64_t end) {
+  with_rows(&rows, [&]<class A, bool kMomentum>() {
+    for (int64_t i = begin; i < end; ++i) {
+      const RowState<A, kMomentum> row(rows, ids[i]);
+      float* o = out + i * rows.columns;
+      each_vector(0, rows.columns, [&](int64_t k, auto part) ALWAYS_INLINE { store(o + k, row.alpha(k, part), part); });
+    }
+  });
+}
+
+void sweep(const Rows& rows, const int64_t* ids, int64_t sweep_every, int64_t seed, int64_t begin, int64_t end) {
+  with_rows(&rows, [&]<class A, bool kMomentum>() {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t id = ids[i], now = rows.clock.steps;
+      if (now - rows.last[id] < sweep_every) continue;
+      RowState<A, kMomentum> row(rows, id);
+      row.catch_up_only(seed, now, id);
+      each_vector(0, rows.columns, [&](int64_t k, auto part) ALWAYS_INLINE { row.write(k, part, vf{}); });
+      rows.last[id] = (int32_t)now;
+    }
+  });
+}
+
+inline bool finite_row(const float* g, int64_t columns, float scale) {
+  vf bad{};
+  each_vector(0, columns, [&](int64_t k, auto part) ALWAYS_INLINE { bad += load(g + k, part) * scale * 0.0f; });
+  return sum_lanes(bad) == 0;
+}
+
+template <class A, bool kMomentum>
+void update_group(const Update& u, int64_t first, float* sum) {
+  const int64_t columns = u.rows.columns;
+  int64_t id = -1;
+  const float* g = nullptr;  // the group's gradient: a row as it came, or their sum
+  for (int64_t p = first; p >= 0; p = u.next[p]) {
+    const float* row = u.grad + p * u.grad_stride;
+    if (u.ids[p] < 0 || !finite_row(row, columns, u.scale)) continue;
+    if (g == nullptr) {
+      g = row;
+      id = u.ids[p];
+      continue;
+    }
+    each_vector(0, columns, [&](int64_t k, auto part) ALWAYS_INLINE {
+      store(sum + k, load(g + k, part) + load(row + k, part), part);
+    });
+    g = sum;
+  }
+  if (g == nullptr) return;
+  RowState<A, kMomentum> row(u.rows, id);
+  row.step_with(u.sgd, u.rows.clock.steps + 1, id);
+  each_vector(0, columns, [&](int64_t k, auto part) ALWAYS_INLINE {
+    vf v = load(g + k, part) * u.scale;
+    if (k == 0 && u.sgd.gauge) v = with_lane(v, 0, 0);
+    row.write(k, part, v);
+  });
+  u.rows.last[id] = (int32_t)(u.rows.clock.steps + 1);
+}
+
+void update(const Update& u, int64_t begin, int64_t end) {
+  float* sum = (float*)malloc(sizeof(float) * u.rows.columns);
+  with_rows(&u.rows, [&]<class A, bool kMomentum>() {
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + 1 < end && u.ids[u.first[i + 1]] >= 0) {
+        const int64_t offset = u.ids[u.first[i + 1]] * u.rows.columns;
+        for (int64_t k = 0; k < u.rows.columns && k < kChunk; k += 64 / sizeof(A)) {
+          prefetch((const A*)u.rows.alpha + offset + k);
+          if (kMomentum) prefetch((const A*)u.rows.momentum + offset + k);
+        }
+      }
+      update_group<A, kMomentum>(u, u.first[i], sum);
+    }
+  });
+  free(sum);
+}
+
+// --- the loss ---
+
+// Training dynamics of one row of logits; see fastac.eager.dynamics.
+template <class M>
+void row_statistics(const M* m, int64_t classes, int64_t y, float* out) {
+  vf top = splat(-INFINITY);
+  each_vector(0, classes, [&](int64_t k, auto part) ALWAYS_INLINE {
+    vf v = load(m + k, part, -INFINITY);
+    if (holds(k, part.n, y)) v = with_lane(v, y - k, -INFINITY);
+    top = max(v, top);
+  });
+  const float others = max_lane(top), m_y = max_lane(load(m + y, Part{1}, -INFINITY));
+  const float highest = others > m_y ? others : m_y;
+  vf sum{}, squares{};
+  each_vector(0, classes, [&](int64_t k, auto part) ALWAYS_INLINE {
+    vf e = exp_nonpositive(load(m + k, part, -INFINITY) - highest);
+    if (holds(k, part.n, y)) e = with_lane(e, y - k, 0);
+    sum += e;
+    squares += e * e;
+  });
+  const double rest = sum_lanes(sum), e_y = exp((double)m_y - highest), total = rest + e_y;
+  out[0] = m_y - others;
+  out[1] = (float)(e_y / total);
+  out[2] = m_y >= others;
+  out[3] = (float)(sqrt(sum_lanes(squares) + rest * rest) / total);  // 1 - p_y is rest / total
+  out[4] = (float)(log(total) + ((double)highest - m_y));
+}
+
+// Softmax of one row, chunk by chunk: each chunk's exponentials are relative to its own highest training logit.
+struct Softmax {
+  double rest = 0, e_y = 0;  // Σ e of all columns but y, and e of y, relative to `highest`
+  double smooth = 0;         // Σ_k w_k (highest − z_k), with label smoothing
+  double highest = kLeast;
+  float z_y = 0;
+  bool finite = true;        // the logits
+};
+
+template <class M, class A, bool kMomentum>
+struct ForwardRow {
+  const Forward& f;
+  float* e;       // (K,) exponentials; e + head is aligned
+  float* tops;    // per chunk: its highest training logit
+  const M* m;
+  const M* next_m;  // of the next row, to be fetched while this one is computed
+  const A* next_a = nullptr;
+  const A* next_b = nullptr;
+  const RowState<A, kMomentum>* row;
+  float shift_y;  // AC2's α
+  int64_t y, head;  // the gradient's row is aligned from column `head` on; every pass cuts the row alike
+
+  int64_t chunk_end(int64_t chunk) const {
+    const int64_t end = head + (chunk + 1) * kChunk;
+    return end < f.classes ? end : f.classes;
+  }
+
+  // f(k, part) over the columns of a chunk.
+  template <class F>
+  ALWAYS_INLINE void each(int64_t chunk, F f) const {
+    const bool first = chunk == 0;
+    each_vector(first ? 0 : chunk_end(chunk - 1), chunk_end(chunk), f, first ? head : 0);
+  }
+
+  vf weights(int64_t k, Full part) const { return f.weight ? load(f.weight + k, part) : splat(1); }
+  vf weights(int64_t k, Part part) const {
+    return first_lanes(f.weight ? load(f.weight + k, part) : splat(1), part, 0);
+  }
+
+  // Training logits of a chunk into e; returns the highest.
+  float training_logits(int64_t chunk, Softmax& s) const {
+    vf top = splat(kLeast), bad{};
+    const RowState<A, kMomentum> state = *row;  // a copy: no store can change it, so it stays in registers
+    const M* const m = this->m;
+    float* const e = this->e;
+    const int64_t y = this->y;
+    const float shift_y = this->shift_y;
+    each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
+      vf v = load(m + k, part);
+      bad += v * 0.0f;
+      if constexpr (sizeof(A) > 1) v += state.alpha(k, part);
+      if constexpr (sizeof(A) == 1) {
+        if (holds(k, part.n, y)) v += with_lane(vf{}, y - k, shift_y);
+      }
+      store(e + k, v, part);
+      top = max(first_lanes(v, part, kLeast), top);
+    });
+    s.finite = s.finite && sum_lanes(bad) == 0;
+    return max_lane(top);
+  }
+
+  double smoothing_terms(int64_t chunk, float top) const {
+    vf sum{}, lost{};  // compensated: many terms of one sign and size
+    each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
+      const vf w = weights(k, part);
+      const vf term = (w > 0 ? w * (top - load(e + k, part)) : vf{}) - lost, next = sum + term;
+      lost = (next - sum) - term;
+      sum = next;
+    });
+    return sum_lanes(sum);
+  }
+
+  double weight_between(int64_t begin, int64_t end) const {
+    if (!f.weight) return (double)(end - begin);
+    vf sum{};
+    each_vector(begin, end, [&](int64_t k, auto part) ALWAYS_INLINE { sum += weights(k, part); });
+    return sum_lanes(sum);
+  }
+
+  Softmax softmax() const {
+    Softmax s;
+    for (int64_t begin = 0, end, chunk = 0; begin < f.classes; begin = end, ++chunk) {
+      end = chunk_end(chunk);
+      const float top = tops[chunk] = training_logits(chunk, s);
+      const bool has_y = begin <= y && y < end;
+      if (has_y) s.z_y = e[y];
+      const double before = s.highest, smooth = f.smoothing > 0 ? smoothing_terms(chunk, top) : 0;
+      const bool last = end == f.classes, fetch = f.classes > 512;
+      const M* pm = last ? next_m : m + end;
+      const A* pa = next_a;
+      const A* pb = next_b;
+      if constexpr (sizeof(A) > 1) {
+        if (!last) pa = row->a + end, pb = row->b + end;
+      }
+      vf rest{};
+      float* const e = this->e;
+      const int64_t y = this->y;
+      each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
+        if (fetch) {
+          prefetch(pm + (k - begin));
+          if constexpr (sizeof(A) > 1) {
+            prefetch(pa + (k - begin));
+            if (kMomentum) prefetch(pb + (k - begin));
+          }
+        }
+        vf v = exp_nonpositive(load(e + k, part, -INFINITY) - top);
+        store(e + k, v, part);
+        rest += holds(k, part.n, y) ? with_lane(v, y - k, 0) : v;
+      });
+      const float e_y = has_y ? e[y] : 0;
+      s.highest = top > before ? top : before;
+      const double older = begin ? exp(before - s.highest) : 0, newer = top == s.highest ? 1 : exp(top - s.highest);
+      if (f.smoothing > 0) {
+        s.smooth += begin ? weight_between(0, begin) * (s.highest - before) : 0;
+        s.smooth += smooth + weight_between(begin, end) * (s.highest - top);
+      }
+      s.rest = s.rest * older + sum_lanes(rest) * newer;
+      s.e_y = s.e_y * older + e_y * newer;
+    }
+    return s;
+  }
+};
+
+template <class M, class A, bool kMomentum>
+void forward_rows(const Forward& f, int64_t begin, int64_t end) {
+  const int64_t classes = f.classes, chunks = classes / kChunk + 1;
+  float* scratch = (float*)aligned_alloc(64, ((classes + chunks + W) * 4 + 63) / 64 * 64);
+  ForwardRow<M, A, kMomentum> r{f, scratch, scratch + classes + W};
+  const bool stream = f.stream && classes >= 4 * W;
+  constexpr bool has_alpha = sizeof(A) > 1;
+  const double spread = f.smoothing / (double)classes;
+  const int64_t ahead = rows_ahead(classes);
+
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t y = f.target[i];
+    float* grad = f.grad + i * classes;
+    r.m = (const M*)f.logits + i * f.logits_stride;
+    if (f.statistics) row_statistics(r.m, classes, y == f.ignore_index ? 0 : y, f.statistics + 5 * i);
+    if (y == f.ignore_index) {
+      memset(grad, 0, sizeof(float) * classes);
+      f.loss[i] = 0;
+      if (f.ids) f.ids[i] = -1;
+      continue;
+    }
+    const int64_t id = f.index ? f.index[i] : -1, following = i + 1 < end ? i + 1 : i;
+    if (f.rows && i + ahead < end) {
+      const int64_t later = f.index[i + ahead];
+      prefetch(f.rows->last + later);
+      if constexpr (has_alpha) {
+        if (ahead > 1) prefetch_columns((const A*)f.rows->alpha + later * classes, classes);
+        if (ahead > 1 && kMomentum) prefetch_columns((const A*)f.rows->momentum + later * classes, classes);
+      } else {
+        prefetch((const char*)f.rows->alpha + later * (f.rows->type == Type::float32 ? 4 : 2));
+      }
+    }
+    RowState<A, kMomentum> row = [&] {
+      if constexpr (has_alpha) return RowState<A, kMomentum>(*f.rows, id);
+      else return RowState<A, kMomentum>();
+    }();
+    r.row = &row;
+    r.head = classes >= 4 * W ? (-(intptr_t)grad & (W * 4 - 1)) / 4 : 0;
+    r.e = scratch + (-r.head & (W - 1));
+    r.y = y;
+    r.shift_y = 0;
+    r.next_m = (const M*)f.logits + following * f.logits_stride;
+    if constexpr (has_alpha) {
+      r.next_a = (const A*)f.rows->alpha + f.index[following] * classes;
+      if (kMomentum) r.next_b = (const A*)f.rows->momentum + f.index[following] * classes;
+    } else if (f.rows) {
+      read(*f.rows, &id, &r.shift_y, 0, 1);
+    }
+
+    const Softmax s = r.softmax();
+    const double total = s.rest + s.e_y;
+    const double w_y = f.weight ? f.weight[y] : 1, q_hard = (1 - f.smoothing) * w_y;
+    const double q_y = q_hard + spread * w_y, q_sum = q_hard + spread * f.weight_sum;
+    double loss = q_hard > 0 ? q_hard * (log(total) + (s.highest - s.z_y)) : 0;
+    if (f.smoothing > 0) loss += spread * (f.weight_sum * log(total) + s.smooth);
+    f.loss[i] = (float)loss;
+    if (f.ids) f.ids[i] = s.finite ? id : -1;
+
+    // p_k Σq − q_k; at y so that nothing cancels where p_y is close to 1.
+    const double scale = q_sum / (total * f.normaliser);
+    const float grad_y = (float)((s.e_y * (q_sum - q_y) - q_y * s.rest) / (total * f.normaliser));
+    const float q = (float)(spread / f.normaliser);
+    bool write = f.sgd && s.finite && !f.deferred[i];
+    if constexpr (has_alpha) {
+      write = write && isfinite((float)scale * f.grad_output) && isfinite(grad_y * f.grad_output);
+      if (write) row.step_with(*f.sgd, f.rows->clock.steps + 1, id);
+    }
+    for (int64_t start = 0, chunk = 0; start < classes; start = r.chunk_end(chunk), ++chunk) {
+      const bool one = r.chunk_end(0) == classes;
+      const float factor = (float)(one ? scale : scale * exp(r.tops[chunk] - s.highest));
+      const RowState<A, kMomentum> state = row;
+      const float* const e = r.e;
+      const bool smooth = f.smoothing > 0;
+      const float grad_output = f.grad_output;
+      r.each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
+        vf g = load(e + k, part) * factor;
+        if (smooth) g -= r.weights(k, part) * q;
+        if (holds(k, part.n, y)) g = with_lane(g, y - k, grad_y);
+        if (part.n == W && stream) store_stream(grad + k, g);
+        else store(grad + k, g, part);
+        if constexpr (has_alpha) {
+          if (write) {
+            g *= grad_output;
+            if (k == 0) g = with_lane(g, 0, 0);
+            state.write(k, part, g);
+          }
+        }
+      });
+    }
+    if constexpr (has_alpha) {
+      if (write) f.rows->last[id] = (int32_t)(f.rows->clock.steps + 1);
+    } else if (write && f.rows) {  // AC2: a row of one column
+      const int32_t first = 0, next = -1;
+      const Update one{*f.rows, *f.sgd, &id, &grad_y, 1, f.grad_output, &first, &next};
+      with_rows(f.rows, [&]<class B, bool kB>() { update_group<B, kB>(one, 0, nullptr); });
+    }
+  }
+  if (f.stream) stream_fence();
+  free(scratch);
+}
+
+template <class M>
+void forward_logits(const Forward& f, int64_t begin, int64_t end) {
+  if (!f.rows || f.ac2) return forward_rows<M, None, false>(f, begin, end);
+  with_rows(f.rows, [&]<class A, bool kMomentum>() { forward_rows<M, A, kMomentum>(f, begin, end); });
+}
+
+void forward(const Forward& f, int64_t begin, int64_t end) {
+  switch (f.logits_type) {
+    case Type::bfloat16: return forward_logits<bf16>(f, begin, end);
+    case Type::float16: return forward_logits<fp16>(f, begin, end);
+    default: return forward_logits<float>(f, begin, end);
+  }
+}
+
+}  // namespace
+
+#define FASTAC_JOIN_(a, b) a##b
+#define FASTAC_JOIN(a, b) FASTAC_JOIN_(a, b)
+#define FASTAC_TEXT_(a) #a
+#define FASTAC_TEXT(a) FASTAC_TEXT_(a)
+extern const Kernels FASTAC_JOIN(kernels_, FASTAC_CAPABILITY) = {
+    FASTAC_TEXT(FASTAC_CAPABILITY), forward, update, read, sweep};
+
+}  // namespace fastac::cpu

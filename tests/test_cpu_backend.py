@@ -1,0 +1,407 @@
+"""The C++ backend beside fastac.eager: in float64 as the truth, and in its own dtype as the measure of its error."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastac
+from fastac import eager
+from fastac.contract import Objective, Rows, Sgd
+
+cpu = pytest.importorskip("fastac.cpu", reason="the native CPU backend is not built", exc_type=ImportError)
+
+FLAGS = torch.zeros(2, dtype=torch.int64)
+CAPABILITY = os.environ.get("FASTAC_CPU_CAPABILITY")
+
+
+class Case(NamedTuple):
+    batch: int
+    classes: int
+    form: str
+    logits: torch.dtype
+    table: torch.dtype
+    momentum: float
+    nesterov: bool
+    folded: bool
+    reduction: str
+    label_smoothing: float
+    weighted: bool
+    ignore_index: int
+    int32: bool
+    strided: bool
+    grad_output: float
+    scale: float
+    seed: int
+
+
+CASES = st.builds(
+    Case,
+    batch=st.integers(1, 300),
+    classes=st.one_of(st.integers(2, 70), st.integers(2, 2100), st.sampled_from([2048, 2049, 2063, 4100])),
+    form=st.sampled_from(["ac1", "ac2"]),
+    logits=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    table=st.sampled_from([torch.float32, torch.bfloat16]),
+    momentum=st.sampled_from([0.0, 0.9]),
+    nesterov=st.booleans(),
+    folded=st.booleans(),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    label_smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    weighted=st.booleans(),
+    ignore_index=st.sampled_from([-100, -1, 0]),
+    int32=st.booleans(),
+    strided=st.booleans(),
+    grad_output=st.sampled_from([1.0, 0.25]),
+    scale=st.sampled_from([1.0, 10.0]),
+    seed=st.integers(0, 2**31),
+)
+
+
+class Problem:
+    """A batch with ignored rows and repeated ids, and a table whose rows are of different ages."""
+
+    def __init__(self, case):
+        generator = torch.Generator().manual_seed(case.seed)
+        n, b, k = 50 + case.batch, case.batch, case.classes
+        self.case, self.num_samples = case, n
+        columns = k * 2 if case.strided else k
+        logits = torch.randn(b, columns, generator=generator) * case.scale
+        self.logits = logits.to(case.logits)[:, ::2] if case.strided else logits.to(case.logits)
+        self.target = torch.randint(k, (b,), generator=generator)
+        self.target[torch.rand(b, generator=generator) < 0.1] = case.ignore_index
+        index = torch.randint(n, (b,), generator=generator)
+        self.index = index.to(torch.int32) if case.int32 else index
+        momentum = 0.0 if case.folded else case.momentum
+        self.table = fastac.AlphaTable(
+            n, k, form=case.form, dtype=case.table, momentum=momentum, weight_decay=1e-2, window=64
+        )
+        self.table.lr = 0.1
+        self.table.alpha.copy_(torch.randn(self.table.alpha.shape, generator=generator))
+        if self.table.momentum_buffer is not None:
+            self.table.momentum_buffer.copy_(torch.randn(self.table.alpha.shape, generator=generator))
+        for _ in range(70):
+            self.table.step()
+        self.table.last.copy_(torch.randint(20, 71, (n,), generator=generator))
+        weight = torch.rand(k, generator=generator) if case.weighted else None
+        self.objective = Objective(weight, case.form, case.ignore_index, case.reduction, case.label_smoothing)
+        self.sgd = Sgd(case.momentum, 1e-2, case.nesterov, case.folded, case.seed)
+        self.grad = torch.randn(b, *self.table.alpha.shape[1:], generator=generator)
+
+    def rows(self, dtype=None):
+        """A copy of the table's storage."""
+        alpha, momentum, last, clock = self.table._rows()
+        dtype = dtype or alpha.dtype
+        return Rows(
+            alpha.to(dtype, copy=True),
+            None if momentum is None else momentum.to(dtype, copy=True),
+            last.clone(),
+            clock,
+        )
+
+    def forward(self, backend, rows, logits=None, statistics=True):
+        logits = self.logits if logits is None else logits
+        arguments = (logits, self.target, self.index, rows, self.objective, FLAGS, self.num_samples)
+        return backend.forward(*arguments, statistics)
+
+    def forward_update(self, backend, rows, logits=None):
+        logits = self.logits if logits is None else logits
+        arguments = (logits, self.target, self.index, rows, self.objective, FLAGS, self.num_samples)
+        return backend.forward_update(*arguments, False, self.sgd, self.case.grad_output)
+
+
+def error(value, truth):
+    """Largest difference, and its scale; rows that are NaN in the truth must be NaN in the value."""
+    value, truth = value.double(), truth.double()
+    assert torch.equal(value.isnan(), truth.isnan())
+    return float((value - truth).nan_to_num().abs().max()), float(truth.nan_to_num().abs().max())
+
+
+def assert_as_good_as_eager(value, eagers, truth, rounding=2.0**-21):
+    """At most eager's error in the same dtype, plus two units in the last place of the largest value (and float32's
+    least numbers)."""
+    mine, size = error(value, truth)
+    theirs, _ = error(eagers, truth)
+    assert mine <= theirs + rounding * size + 1e-37, (mine, theirs, size)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(CASES)
+def test_forward(case):
+    problem = Problem(case)
+    truth = problem.forward(eager, problem.rows(torch.float64), problem.logits.double())
+    eagers = problem.forward(eager, problem.rows())
+    mine = problem.forward(cpu, problem.rows())
+    assert [x.dtype for x in mine] == [x.dtype for x in eagers]
+    assert [x.shape for x in mine] == [x.shape for x in eagers]
+    assert_as_good_as_eager(mine.loss, eagers.loss, truth.loss)
+    assert_as_good_as_eager(mine.grad, eagers.grad, truth.grad)
+    for column in range(5):
+        values = [x.statistics[:, column] for x in (mine, eagers, truth)]
+        assert_as_good_as_eager(*values)
+    assert torch.equal(mine.ids, truth.ids)
+
+
+def assert_same_state(mine, eagers, truth):
+    assert torch.equal(mine.last, truth.last)
+    for name in ("alpha", "momentum"):
+        a, b, c = (getattr(rows, name) for rows in (mine, eagers, truth))
+        if b is None:
+            continue
+        if (
+            b.dtype == torch.bfloat16
+        ):  # the same random bits: equal but where the sums differ in their last bit
+            assert_close_bf16(a, b)
+        else:
+            assert_as_good_as_eager(a, b, c, 2.0**-21)
+
+
+def assert_close_bf16(a, b):
+    ulps = (a.view(torch.int16).int() - b.view(torch.int16).int()).abs()
+    close = (ulps <= 1) | ((a.float() - b.float()).abs() < 1e-6)
+    assert bool(close.all())
+    assert float((ulps == 0).float().mean()) > 0.99
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(CASES)
+def test_forward_update(case):
+    problem = Problem(case)
+    states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
+    problem.forward_update(eager, states[0], problem.logits.double())
+    eagers = problem.forward_update(eager, states[1])
+    mine = problem.forward_update(cpu, states[2])
+    assert torch.equal(mine.ids, eagers.ids)
+    assert torch.equal(mine.grad, problem.forward(cpu, problem.rows()).grad)
+    assert_same_state(states[2], states[1], states[0])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(CASES)
+def test_update_rows_read_rows_and_sweep(case):
+    problem = Problem(case)
+    ids = torch.where(problem.target == case.ignore_index, -1, problem.index.long())
+    problem.grad[0] = torch.nan
+    states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
+    eager.update_rows(states[0], ids, problem.grad.double(), problem.sgd, None)
+    eager.update_rows(states[1], ids, problem.grad, problem.sgd, torch.tensor(False))
+    cpu.update_rows(states[2], ids, problem.grad, problem.sgd, torch.tensor(False))
+    assert_same_state(states[2], states[1], states[0])
+
+    untouched = problem.rows()
+    cpu.update_rows(untouched, ids, problem.grad, problem.sgd, torch.tensor(True))
+    for before, after in zip(problem.rows()[:3], untouched[:3], strict=True):
+        assert before is None or torch.equal(before, after)
+
+    every = torch.arange(problem.num_samples)
+    truth = eager.read_rows(problem.rows(torch.float64), every)
+    assert_as_good_as_eager(
+        cpu.read_rows(problem.rows(), every), eager.read_rows(problem.rows(), every), truth, 2.0**-21
+    )
+    states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
+    for backend, state in zip((eager, eager, cpu), states, strict=True):
+        backend.sweep(state, every, case.seed)
+    assert not torch.equal(states[0].last, problem.table.last)
+    assert_same_state(states[2], states[1], states[0])
+
+
+BASE = Case(
+    12,
+    37,
+    "ac1",
+    torch.float32,
+    torch.float32,
+    0.9,
+    False,
+    False,
+    "mean",
+    0.0,
+    False,
+    -100,
+    False,
+    False,
+    1.0,
+    1.0,
+    3,
+)
+
+
+@pytest.mark.parametrize("form", ["ac1", "ac2"])
+@pytest.mark.parametrize("update", [False, True])
+def test_values_outside_their_range_name_themselves_and_write_nothing(form, update):
+    for which, value, message in (
+        ("target", 37, r"target 37 is outside \[0, 37\) and is not ignore_index \(-100\)"),
+        ("target", -1, r"target -1 is outside \[0, 37\) and is not ignore_index \(-100\)"),
+        ("index", 62, r"index 62 is outside \[0, 62\)"),
+        ("index", -1, r"index -1 is outside \[0, 62\)"),
+    ):
+        for backend in (eager, cpu):
+            problem = Problem(BASE._replace(form=form))
+            rows = problem.rows()
+            getattr(problem, which)[7] = value
+            with pytest.raises(IndexError, match=message):
+                problem.forward_update(backend, rows) if update else problem.forward(backend, rows)
+            for before, after in zip(problem.rows()[:3], rows[:3], strict=True):
+                assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("form", ["ac1", "ac2"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_rows_that_are_not_finite_are_not_written(form, value, repeated):
+    problem = Problem(BASE._replace(form=form))
+    problem.target = (problem.target + 1).clamp(5, 36)
+    problem.index = torch.arange(12)
+    if repeated:
+        problem.index[5] = 3
+    problem.logits[3, 2] = value
+    states = [problem.rows(), problem.rows()]
+    eagers, mine = problem.forward_update(eager, states[0]), problem.forward_update(cpu, states[1])
+    assert mine.ids[3] == -1
+    assert torch.equal(mine.ids, eagers.ids)
+    torch.testing.assert_close(mine.grad, eagers.grad, equal_nan=True)
+    torch.testing.assert_close(mine.loss, eagers.loss, equal_nan=True)
+    torch.testing.assert_close(states[1].alpha, states[0].alpha)
+    assert torch.equal(states[1].last, states[0].last)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_confident_rows_keep_their_small_gradient(dtype, smoothing):
+    """p_y → 1: the gradient at y is 1 − p_y, which a sum that holds e_y would round away."""
+    gaps = torch.arange(5, 40, dtype=torch.float32)
+    logits = torch.zeros(len(gaps), 100)
+    target = torch.arange(len(gaps))
+    logits[target, target] = gaps
+    objective = Objective(None, "ac1", -100, "sum", smoothing)
+    arguments = (target, None, None, objective, FLAGS, 0, False)
+    truth = eager.forward(logits.to(dtype).double(), *arguments)
+    grad = truth.grad.scatter(1, target[:, None], 0)
+    grad = grad.scatter(
+        1, target[:, None], -grad.sum(1, keepdim=True)
+    )  # float64 cancels too: a row's sum is 0
+    mine = cpu.forward(logits.to(dtype), *arguments)
+    torch.testing.assert_close(mine.grad.double(), grad, rtol=2e-6, atol=0)
+    torch.testing.assert_close(mine.loss.double(), truth.loss, rtol=1e-6, atol=0)
+
+
+def test_all_ignored_empty_and_plain():
+    for objective in (Objective(None, "ac1", 0, reduction, 0.1) for reduction in ("mean", "sum", "none")):
+        for batch in (0, 4):
+            arguments = (torch.randn(batch, 5), torch.zeros(batch, dtype=torch.int64), None, None, objective)
+            eagers = eager.forward(*arguments, FLAGS, 0, False)
+            mine = cpu.forward(*arguments, FLAGS, 0, False)
+            for a, b in zip(mine, eagers, strict=True):
+                assert a.dtype == b.dtype
+                torch.testing.assert_close(a, b, equal_nan=True)
+
+
+def test_every_float16_is_read_as_it_is():
+    """Subnormals, infinities and NaN too: the training logits are seen through the margin of two classes."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    for dtype in (torch.float16, torch.bfloat16):
+        x = values.view(torch.int16).view(dtype)
+        logits = torch.stack([x, torch.zeros_like(x)], dim=1)
+        target = torch.zeros(len(x), dtype=torch.int64)
+        arguments = (target, target.clone(), None, Objective(None, "ac1", -100, "none", 0.0), FLAGS, 1, True)
+        mine = cpu.forward(logits, *arguments)
+        assert torch.equal(mine.ids == 0, x.isfinite())
+        finite = x.isfinite()
+        assert torch.equal(mine.statistics[finite, 0], x[finite].float())
+    wide = values.view(64, -1)  # whole vectors of them
+    target = torch.zeros(len(wide), dtype=torch.int64)
+    arguments = (target, target.clone(), None, Objective(None, "ac1", -100, "none", 0.0), FLAGS, 1, True)
+    finite = wide.isfinite().all(1)
+    assert torch.equal(cpu.forward(wide, *arguments).ids == 0, finite)
+    torch.testing.assert_close(
+        cpu.forward(wide, *arguments).grad[finite], eager.forward(wide, *arguments).grad[finite]
+    )
+
+
+@pytest.mark.parametrize("classes", [10, 1000, 5000])
+def test_the_number_of_threads_changes_no_bit(classes):
+    problem = Problem(
+        BASE._replace(classes=classes, batch=2500 if classes == 10 else 300, table=torch.bfloat16)
+    )
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        rows = problem.rows()
+        try:
+            result = problem.forward_update(cpu, rows)
+        finally:
+            torch.set_num_threads(1)
+        results.append((*result, *rows[:3]))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_large_gradients_are_not_shared():
+    """Their memory is reused when they are gone, never before."""
+    logits, target = torch.randn(2, 1200, 1000), torch.arange(1200) % 1000
+    arguments = (target, None, None, Objective(None, "ac1", -100, "mean", 0.0), FLAGS, 0, False)
+    grads = [cpu.forward(x, *arguments).grad for x in logits]
+    held = [grad.clone() for grad in grads]
+    cpu.forward(logits[0] * 2, *arguments)
+    for grad, copy in zip(grads, held, strict=True):
+        assert torch.equal(grad, copy)
+    address = grads[1].data_ptr()
+    del grads[1], grad
+    assert cpu.forward(logits[1], *arguments).grad.data_ptr() == address
+
+
+def test_float64_goes_to_eager():
+    problem = Problem(BASE)
+    for logits, dtype in ((problem.logits.double(), torch.float64), (problem.logits.double(), torch.float32)):
+        rows = [problem.rows(dtype), problem.rows(dtype)]
+        results = [problem.forward_update(b, r, logits) for b, r in zip((eager, cpu), rows, strict=True)]
+        assert results[1].grad.dtype == torch.float64
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(rows[0].alpha, rows[1].alpha)
+
+
+def test_a_wrong_state_is_refused():
+    problem = Problem(BASE)
+    rows = problem.rows()
+    with pytest.raises(ValueError, match="logits as wide as the table"):
+        problem.forward(cpu, rows._replace(alpha=torch.zeros(62, 36), momentum=None))
+    with pytest.raises(ValueError, match="a contiguous table"):
+        problem.forward(cpu, rows._replace(last=rows.last.long()))
+    with pytest.raises(IndexError, match=r"index 62 is outside \[0, 62\)"):
+        cpu.update_rows(rows, torch.tensor([62]), torch.zeros(1, 37), problem.sgd, None)
+
+
+@pytest.mark.skipif(CAPABILITY is not None, reason="this is the run for one capability")
+@pytest.mark.parametrize("capability", [name for name in cpu.capabilities() if name != cpu.capability()])
+def test_the_other_capabilities(capability):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).resolve())]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "FASTAC_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
+
+
+def test_the_capability_is_the_one_asked_for():
+    assert cpu.capability() == (CAPABILITY or cpu.capabilities()[0])
+    code = "from fastac import cpu; cpu.capability()"
+    for name, message in (("sse9", "must be default, avx2 or avx512, got 'sse9'"),):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "FASTAC_CPU_CAPABILITY": name},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert message in done.stderr
