@@ -348,7 +348,7 @@ struct ForwardRow {
       const int64_t y = this->y;
       each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
         if (fetch) {
-          prefetch(pm + (k - begin));
+          if (!last) prefetch(pm + (k - begin));
           if constexpr (sizeof(A) > 1) {
             prefetch(pa + (k - begin));
             if (kMomentum) prefetch(pb + (k - begin));
@@ -444,12 +444,14 @@ void forward_rows(const Forward& f, int64_t begin, int64_t end) {
       const float factor = (float)(one ? scale : scale * exp(r.tops[chunk] - s.highest));
       const RowState<A, kMomentum> state = row;
       const float* const e = r.e;
-      const bool smooth = f.smoothing > 0;
+      const M* const next_m = r.next_m;
+      const bool smooth = f.smoothing > 0, fetch_m = one && classes > 512;
       const float grad_output = f.grad_output;
       r.each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
         vf g = load(e + k, part) * factor;
         if (smooth) g -= r.weights(k, part) * q;
         if (holds(k, part.n, y)) g = with_lane(g, y - k, grad_y);
+        if (fetch_m) prefetch(next_m + k);
         if (part.n == W && stream) store_stream(grad + k, g);
         else store(grad + k, g, part);
         if constexpr (has_alpha) {
