@@ -117,7 +117,7 @@ def one_pass(backend: str) -> Callable[[Setup], Callable[[Batch], object]]:
         sgd = Sgd(setup.momentum, WEIGHT_DECAY, False, False, 0)
         flags = table.checks.flags
         return lambda batch: module.forward_update(
-            batch[0].detach(), *batch[1:], rows, objective, flags, setup.num_samples, False, sgd, 1.0
+            batch[0].detach(), *batch[1:], rows, objective, flags, setup.num_samples, None, sgd, 1.0
         )
 
     return make

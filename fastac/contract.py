@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from fastac.clock import StepClock
 
-__all__ = ["STATISTICS", "Backend", "Forward", "Objective", "Rows", "Sgd"]
+__all__ = ["STATISTICS", "SUMS", "Accumulators", "Backend", "Forward", "Objective", "Rows", "Sgd"]
 
 STATISTICS = ("margin", "p", "correct", "el2n", "loss")
 """The columns of Forward.statistics."""
+
+SUMS = ("margin", "p", "p_squared", "correct", "el2n", "loss")
+"""The columns of Accumulators.sums."""
 
 
 class Rows(NamedTuple):
@@ -49,10 +53,20 @@ class Objective(NamedTuple):
     label_smoothing: float
 
 
+class Accumulators(NamedTuple):
+    """TrainingDynamics' storage. visits, forgetting: (N,) int64. sums: (N, 6) float64. was_correct: (N,) bool."""
+
+    visits: Tensor
+    sums: Tensor
+    forgetting: Tensor
+    was_correct: Tensor
+
+
 class Forward(NamedTuple):
-    """loss: () or (B,) for reduction "none". grad: (B, K), the loss's gradient by the training logits, with weights
-    and normaliser in it. Both float32, float64 for float64 logits. ids: (B,) int64, the row that a sample's
-    gradient goes to, −1 for none; (0,) without ids. statistics: (B, 5) float32 if asked for, else (0, 5)."""
+    """loss: () or (B,) for reduction "none"; float32, float64 for float64 logits. grad: (B, K), the loss's gradient
+    by the training logits, with weights and normaliser in it, in the loss's dtype from `forward`, which leaves it to
+    be staged, and in that of the logits from `forward_update`. ids: (B,) int64, the row that a sample's gradient
+    goes to, −1 for none; (0,) without ids. statistics: (B, 5) float32 if asked for, else (0, 5)."""
 
     loss: Tensor
     grad: Tensor
@@ -84,13 +98,23 @@ class Backend(Protocol):
         objective: Objective,
         flags: Tensor,
         num_samples: int,
-        statistics: bool,
+        accumulators: Accumulators | None,
         sgd: Sgd,
         grad_output: float,
     ) -> Forward: ...
 
-    def update_rows(self, rows: Rows, ids: Tensor, grad: Tensor, sgd: Sgd, skip: Tensor | None) -> None: ...
+    def backward(self, grad: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor: ...
+
+    def scale_gradient(self, grad: Tensor, scale: Tensor) -> None: ...
+
+    def update_rows(
+        self, rows: Rows, ids: Tensor, grad: Tensor, scale: Tensor | None, sgd: Sgd, skip: Tensor | None
+    ) -> None: ...
+
+    def record(self, accumulators: Accumulators, ids: Tensor, statistics: Tensor) -> None: ...
 
     def read_rows(self, rows: Rows, ids: Tensor) -> Tensor: ...
 
     def sweep(self, rows: Rows, ids: Tensor, seed: int) -> None: ...
+
+    def advance(self, clock: StepClock, sgd: Sgd, skip: Tensor | None) -> None: ...

@@ -16,9 +16,22 @@ import torch
 from torch import Tensor
 
 from fastac import eager
-from fastac.contract import Forward, Objective, Rows, Sgd
+from fastac.contract import Accumulators, Forward, Objective, Rows, Sgd
+from fastac.eager import advance, backward, record, scale_gradient
 
-__all__ = ["capabilities", "capability", "forward", "forward_update", "read_rows", "sweep", "update_rows"]
+__all__ = [
+    "advance",
+    "backward",
+    "capabilities",
+    "capability",
+    "forward",
+    "forward_update",
+    "read_rows",
+    "record",
+    "scale_gradient",
+    "sweep",
+    "update_rows",
+]
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
 if not _LIBRARY.is_file():
@@ -83,33 +96,40 @@ def forward_update(
     objective: Objective,
     flags: Tensor,
     num_samples: int,
-    statistics: bool,
+    accumulators: Accumulators | None,
     sgd: Sgd,
     grad_output: float,
 ) -> Forward:
     """See fastac.eager.forward_update. Rows whose ids come once are written in the pass that reads them."""
     if not _takes(logits, rows):
         return eager.forward_update(
-            logits, target, index, rows, objective, flags, num_samples, statistics, sgd, grad_output
+            logits, target, index, rows, objective, flags, num_samples, accumulators, sgd, grad_output
         )
-    return Forward(
+    result = Forward(
         *_ops.forward_update.default(
             logits,
             target,
             index,
             *_state(rows),
-            *_options(objective, num_samples, statistics),
+            *_options(objective, num_samples, accumulators is not None),
             rows.clock.lr,
             *sgd,
             grad_output,
         )
     )
+    if accumulators is not None and len(result.ids):
+        record(accumulators, result.ids, result.statistics)
+    return result._replace(grad=result.grad.to(logits.dtype), statistics=result.statistics[:0])
 
 
-def update_rows(rows: Rows, ids: Tensor, grad: Tensor, sgd: Sgd, skip: Tensor | None) -> None:
+def update_rows(
+    rows: Rows, ids: Tensor, grad: Tensor, scale: Tensor | None, sgd: Sgd, skip: Tensor | None
+) -> None:
     """See fastac.eager.update_rows."""
     if not _takes(grad, rows):
-        return eager.update_rows(rows, ids, grad, sgd, skip)
+        return eager.update_rows(rows, ids, grad, scale, sgd, skip)
+    if scale is not None:
+        grad = grad * (scale[:, None] if scale.ndim and grad.ndim == 2 else scale)
     _ops.update_rows.default(*_state(rows), ids, grad, rows.clock.lr, *sgd, skip)
 
 

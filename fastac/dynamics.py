@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastac import backends
+from fastac.contract import SUMS, Accumulators
 from fastac.extras import require
-from fastac.groups import group_ids
 from fastac.validation import check_size
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["TrainingDynamics"]
-
-_SUMS = ("margin", "p", "p_squared", "correct", "el2n", "loss")
 
 
 class TrainingDynamics:
@@ -45,7 +44,7 @@ class TrainingDynamics:
         self.num_classes = check_size("num_classes", num_classes, 2)
         self.device = torch.empty(0, device=device).device
         self.count = torch.zeros(num_samples, dtype=torch.int64, device=self.device)
-        self.sums = torch.zeros((num_samples, len(_SUMS)), dtype=torch.float64, device=self.device)
+        self.sums = torch.zeros((num_samples, len(SUMS)), dtype=torch.float64, device=self.device)
         self.forgetting = torch.zeros(num_samples, dtype=torch.int64, device=self.device)
         self.was_correct = torch.zeros(num_samples, dtype=torch.bool, device=self.device)
         self.anchor = torch.zeros((), device=self.device, requires_grad=True)
@@ -73,31 +72,17 @@ class TrainingDynamics:
     @torch.no_grad()
     def record(self, index: Tensor, statistics: Tensor) -> None:
         """Add one visit a row. index: (B,) int64, negative where there was none. statistics: (B, 5) float32, the
-        columns that fastac.eager.statistics returns. The same sample twice is two visits, in the batch's order."""
-        seen = index >= 0
-        margin, p, correct, el2n, loss = statistics.to(torch.float64).unbind(1)
-        sums = torch.stack([margin, p, p * p, correct, el2n, loss], dim=1)
-        groups = group_ids(torch.where(seen, index, -1))
-        ids, kept = groups.ids.clamp(min=0), groups.ids < 0
-        was = self.was_correct[ids]
-        in_order = (correct > 0)[groups.order]
-        before = torch.roll(in_order, 1)
-        before = torch.where(groups.first, self.was_correct[index.clamp(min=0)[groups.order]], before)
-        forgot = torch.empty_like(seen)
-        forgot[groups.order] = before & ~in_order
-        visits = groups.sum(torch.ones_like(sums[:, :1]))[:, 0].to(torch.int64)
-        lost = groups.sum(forgot.to(torch.float64))
-        self._put(self.count, ids, kept, self.count[ids] + visits)
-        self._put(self.sums, ids, kept[:, None], self.sums[ids] + groups.sum(sums))
-        self._put(self.forgetting, ids, kept, self.forgetting[ids] + lost.to(torch.int64))
-        self._put(self.was_correct, ids, kept, torch.where(kept, was, groups.last(correct > 0)))
+        columns that contract.STATISTICS names. The same sample twice is two visits, in the batch's order."""
+        if len(index):
+            backends.select(self.device).record(self.accumulators, index, statistics)
 
-    @staticmethod
-    def _put(state: Tensor, ids: Tensor, kept: Tensor, value: Tensor) -> None:
-        state[ids] = torch.where(kept, state[ids], value)
+    @property
+    def accumulators(self) -> Accumulators:
+        """The storage, as a backend takes it."""
+        return Accumulators(self.count, self.sums, self.forgetting, self.was_correct)
 
     def _mean(self, name: str) -> Tensor:
-        return self.sums[:, _SUMS.index(name)] / self.count
+        return self.sums[:, SUMS.index(name)] / self.count
 
     @property
     def aum(self) -> Tensor:
@@ -115,7 +100,7 @@ class TrainingDynamics:
             "aum": self.aum,
             "p_mean": p_mean,
             "p_var": (self._mean("p_squared") - p_mean**2).clamp(min=0),
-            "correct": self.sums[:, _SUMS.index("correct")].to(torch.int64),
+            "correct": self.sums[:, SUMS.index("correct")].to(torch.int64),
             "forgetting": self.forgetting,
             "el2n": self._mean("el2n"),
             "loss_mean": self._mean("loss"),

@@ -9,13 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastac.contract import STATISTICS, Forward, Objective, Rows, Sgd
+from fastac.clock import StepClock, step_matrix
+from fastac.contract import STATISTICS, Accumulators, Forward, Objective, Rows, Sgd
 from fastac.groups import group_ids
 from fastac.reference import training_logits
 from fastac.rng import hash_bits
 from fastac.validation import check_range
 
-__all__ = ["forward", "forward_update", "read_rows", "row_gradient", "sweep", "update_rows"]
+__all__ = [
+    "advance",
+    "backward",
+    "forward",
+    "forward_update",
+    "read_rows",
+    "record",
+    "row_gradient",
+    "scale_gradient",
+    "sweep",
+    "update_rows",
+]
 
 
 def forward(
@@ -59,17 +71,31 @@ def forward_update(
     objective: Objective,
     flags: Tensor,
     num_samples: int,
-    statistics: bool,
+    accumulators: Accumulators | None,
     sgd: Sgd,
     grad_output: float,
 ) -> Forward:
-    """`forward`, then `update_rows` with the gradient that grad_output, the loss's own gradient, will bring."""
-    result = forward(logits, target, index, rows, objective, flags, num_samples, statistics)
+    """`forward`, then at once `update_rows`, with the gradient that grad_output, the loss's own gradient, will bring,
+    and `record`. The gradient is returned in the logits' dtype, without grad_output; statistics are not."""
+    result = forward(logits, target, index, rows, objective, flags, num_samples, accumulators is not None)
     if len(result.ids):
-        update_rows(
-            rows, result.ids, row_gradient(result.grad, target, objective.form) * grad_output, sgd, None
-        )
-    return result
+        grad = row_gradient(result.grad, target, objective.form)
+        update_rows(rows, result.ids, grad, grad.new_full((), grad_output), sgd, None)
+        if accumulators is not None:
+            record(accumulators, result.ids, result.statistics)
+    return result._replace(grad=result.grad.to(logits.dtype), statistics=result.statistics[:0])
+
+
+def backward(grad: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient by the logits, in their dtype: grad (B, K) times the incoming gradient, () or (B,)."""
+    scale = scale.to(grad.dtype)
+    return (grad * (scale[:, None] if scale.ndim else scale)).to(dtype)
+
+
+def scale_gradient(grad: Tensor, scale: Tensor) -> None:
+    """`backward` in place, for a gradient in the logits' dtype. On an accelerator a backend reads scale on the device
+    and touches nothing where it is 1."""
+    grad.copy_(backward(grad.to(torch.promote_types(grad.dtype, torch.float32)), scale, grad.dtype))
 
 
 def finite_rows(values: Tensor) -> Tensor:
@@ -188,12 +214,18 @@ def round_to(value: Tensor, dtype: torch.dtype, seed: int, step: Tensor, ids: Te
     return torch.where(value.isfinite(), rounded, value.to(torch.bfloat16))
 
 
-def update_rows(rows: Rows, ids: Tensor, grad: Tensor, sgd: Sgd, skip: Tensor | None) -> None:
+def update_rows(
+    rows: Rows, ids: Tensor, grad: Tensor, scale: Tensor | None, sgd: Sgd, skip: Tensor | None
+) -> None:
     """Bring the rows of a batch to the step that is about to be counted, with their gradients in it.
 
-    ids: (n,) int64, n ≥ 1, negative where nothing is to be written. grad: (n, K) or AC2 (n,), summed over equal ids
-    in their order; one that is not finite counts as none. skip: () bool on the device, True writes nothing.
+    ids: (n,) int64, n ≥ 1, negative where nothing is to be written. grad: (n, K) or AC2 (n,), times scale, () or
+    (n,), is summed over equal ids in their order; one that is not finite counts as none. skip: () bool on the device,
+    True writes nothing.
     """
+    if scale is not None:
+        scale = scale.to(grad.dtype)
+        grad = grad * (scale[:, None] if scale.ndim and grad.ndim == 2 else scale)
     finite = finite_rows(grad)
     groups = group_ids(torch.where(finite, ids, -1))
     kept = groups.ids < 0 if skip is None else (groups.ids < 0) | skip  # these keep what they hold
@@ -226,3 +258,35 @@ def _write(
     if rows.momentum is not None and b is not None:
         put(rows.momentum, round_to(b, rows.momentum.dtype, seed, step, ids, 1))
     put(rows.last, step.to(rows.last.dtype).expand(len(ids)))
+
+
+def record(accumulators: Accumulators, ids: Tensor, statistics: Tensor) -> None:
+    """Add one visit a row. ids: (B,) int64, B ≥ 1, negative where there was none. statistics: (B, 5) float32. The
+    same sample twice is two visits, in the batch's order."""
+    seen, totals, forgetting, was_correct = accumulators
+    margin, p, correct, el2n, loss = statistics.to(torch.float64).unbind(1)
+    visit = torch.stack([margin, p, p * p, correct, el2n, loss], dim=1)
+    groups = group_ids(ids.clamp(min=-1))
+    rows, kept = groups.ids.clamp(min=0), groups.ids < 0
+    right = correct > 0
+    in_order = right.index_select(0, groups.order)
+    before = was_correct.index_select(0, ids.clamp(min=0).index_select(0, groups.order))
+    before = torch.where(groups.first, before, torch.roll(in_order, 1))
+    forgot = torch.empty_like(right).index_copy_(0, groups.order, before & ~in_order)
+    visits = groups.sum(torch.ones_like(p)).to(torch.int64)
+    lost = groups.sum(forgot.to(torch.float64)).to(torch.int64)
+
+    def put(state: Tensor, value: Tensor) -> None:
+        held = state.index_select(0, rows)
+        state.index_copy_(0, rows, torch.where(kept[:, None] if state.ndim == 2 else kept, held, value))
+
+    put(totals, totals.index_select(0, rows) + groups.sum(visit))
+    put(seen, seen.index_select(0, rows) + visits)
+    put(forgetting, forgetting.index_select(0, rows) + lost)
+    put(was_correct, groups.last(right))
+
+
+def advance(clock: StepClock, sgd: Sgd, skip: Tensor | None) -> None:
+    """Count one step, with the learning rate clock.lr. skip: () bool on the device; True counts none."""
+    matrix = step_matrix(clock.lr, sgd.momentum, sgd.weight_decay, sgd.nesterov, sgd.folded)
+    clock.advance(matrix, skip)

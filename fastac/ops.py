@@ -3,6 +3,7 @@
 cross_entropy          forward of update="step": reads rows, returns the loss and what backward needs
 cross_entropy_update   forward of update="forward": the same, and writes the rows
 cross_entropy_backward logits' gradient; hands the row gradients to the table, the statistics to the dynamics
+scale_gradient         logits' gradient of update="forward", in place: nothing is written where the factor is 1
 
 An operator carries a table by its number (`AlphaTable.handle`) beside the tensors that it reads or writes, which
 torch.compile must see. The one thing it can't see, rows staged in backward, hangs on a value that autograd needs:
@@ -40,6 +41,7 @@ _lib.define(
     f"Tensor(c!)? momentum, Tensor(d!) last, Tensor? steps, Tensor(a!) flags, {_OPTIONS}, float grad_output) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
+_lib.define("scale_gradient(Tensor(a!) grad, Tensor scale) -> ()")
 _lib.define(
     "cross_entropy_backward(Tensor grad_loss, Tensor grad, Tensor target, Tensor ids, Tensor statistics, "
     "ScalarType dtype, str form, int table, int dynamics) -> (Tensor, Tensor)",
@@ -106,8 +108,9 @@ def _forward_update(
 ) -> Forward:
     call, grad_output = _Call(*options[:-1]), options[-1]
     table = AlphaTable.from_handle(call.table)
+    recorded = TrainingDynamics.from_handle(call.dynamics).accumulators if call.dynamics else None
     with table.forward_update() as sgd:
-        result = backends.select(logits.device).forward_update(
+        return backends.select(logits.device).forward_update(
             logits,
             target,
             index,
@@ -115,13 +118,10 @@ def _forward_update(
             call.objective,
             flags,
             call.num_samples,
-            call.dynamics != 0,
+            recorded,
             sgd,
             grad_output,
         )
-    if call.dynamics and len(result.ids):
-        TrainingDynamics.from_handle(call.dynamics).record(result.ids, result.statistics)
-    return result
 
 
 def _backward(
@@ -135,29 +135,35 @@ def _backward(
     table: int,
     dynamics: int,
 ) -> tuple[Tensor, Tensor]:
-    scale = grad_loss.to(grad.dtype)
     if table and len(ids):
-        AlphaTable.from_handle(table).stage(ids, row_gradient(grad, target, form), scale.clone())
+        AlphaTable.from_handle(table).stage(ids, row_gradient(grad, target, form), grad_loss.clone())
     if dynamics and len(ids):
         TrainingDynamics.from_handle(dynamics).record(ids, statistics)
-    grad_logits = (grad * (scale[:, None] if scale.ndim else scale)).to(dtype)
+    grad_logits = backends.select(grad.device).backward(grad, grad_loss, dtype)
     return grad_logits, torch.zeros((), device=grad.device)
+
+
+def _scale_gradient(grad: Tensor, scale: Tensor) -> None:
+    backends.select(grad.device).scale_gradient(grad, scale)
 
 
 _lib.impl("cross_entropy", _forward, "CompositeExplicitAutograd")
 _lib.impl("cross_entropy_update", _forward_update, "CompositeExplicitAutograd")
 _lib.impl("cross_entropy_backward", _backward, "CompositeExplicitAutograd")
+_lib.impl("scale_gradient", _scale_gradient, "CompositeExplicitAutograd")
 
 
 def _fake_forward(logits: Tensor, target: Tensor, index: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     call = _Call(*rest[_FIRST - 3 : _LAST - 3])
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    batch = logits.shape[0]
+    batch, updates = logits.shape[0], len(rest) > _LAST - 3
     return (
         logits.new_empty((batch,) if call.reduction == "none" else (), dtype=dtype),
-        logits.new_empty(logits.shape, dtype=dtype),
+        logits.new_empty(logits.shape, dtype=logits.dtype if updates else dtype),
         target.new_empty(0 if index is None else batch),
-        logits.new_empty((batch if call.dynamics else 0, len(STATISTICS)), dtype=torch.float32),
+        logits.new_empty(
+            (batch if call.dynamics and not updates else 0, len(STATISTICS)), dtype=torch.float32
+        ),
     )
 
 
@@ -176,6 +182,7 @@ def _fake_backward(
 torch.library.register_fake("fastac::cross_entropy", _fake_forward, lib=_lib)
 torch.library.register_fake("fastac::cross_entropy_update", _fake_forward, lib=_lib)
 torch.library.register_fake("fastac::cross_entropy_backward", _fake_backward, lib=_lib)
+torch.library.register_fake("fastac::scale_gradient", lambda grad, scale: None, lib=_lib)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -190,16 +197,26 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(grad, ids, statistics)
         ctx.save_for_backward(grad, target, ids, statistics)
-        learn = call.learn and len(inputs) == _LAST  # update="forward" has nothing left to hand over
-        handles = (call.table, call.dynamics) if learn else (0, 0)
+        updates = len(inputs) > _LAST  # update="forward" has nothing left to hand over
+        handles = (call.table, call.dynamics) if call.learn and not updates else (0, 0)
         ctx.arguments = (logits.dtype, call.form, *handles)
+        # In place where the compiler, which decides for itself what it may overwrite, is not looking on.
+        ctx.in_place, ctx.spent = updates and type(grad) is Tensor, False
         ctx.num_inputs = len(inputs)
         return loss, grad, ids, statistics
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
         grad_logits = grad_anchor = None
-        if grad_loss is not None:
+        if grad_loss is not None and ctx.in_place:
+            if ctx.spent:
+                raise RuntimeError(
+                    "update='forward' allows one backward pass for each forward pass: use update='step'"
+                )
+            ctx.spent = True
+            grad_logits = ctx.saved_tensors[0]
+            torch.ops.fastac.scale_gradient(grad_logits, grad_loss)
+        elif grad_loss is not None:
             grad_logits, grad_anchor = torch.ops.fastac.cross_entropy_backward(
                 grad_loss, *ctx.saved_tensors, *ctx.arguments
             )

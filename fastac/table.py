@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from fastac import backends
-from fastac.clock import StepClock, step_matrix
+from fastac.clock import StepClock
 from fastac.contract import Rows, Sgd
 from fastac.reference import FORMS
 from fastac.validation import RangeCheck, check_size
@@ -295,10 +295,10 @@ class AlphaTable:
                 )
         self._set_clock_lr(lr)
         merged = self._merge(staged)
-        sgd = self._sgd()
+        sgd, backend = self._sgd(), backends.select(self.device)
         if merged is not None:
-            backends.select(self.device).update_rows(self._rows(), *merged, sgd, skip)
-        self.clock.advance(step_matrix(self.clock.lr, *sgd[:4]), skip)
+            backend.update_rows(self._rows(), *merged, sgd, skip)
+        backend.advance(self.clock, sgd, skip)
         self._since_sweep += 1
         if self._since_sweep >= self.clock.sweep_every:
             self.sweep()
@@ -307,29 +307,34 @@ class AlphaTable:
     def _set_clock_lr(self, lr: float | Tensor) -> None:
         self.clock.set_lr(lr * self.lr_scale)
 
-    def _merge(self, staged: list[Staged]) -> tuple[Tensor, Tensor] | None:
-        """All rows staged since the last step, on all ranks: ids (n,) and gradients (n, K) or (n,)."""
-        now = (
-            None if self._scaler is None or not self._scaler.is_enabled() else self._scaler._get_scale_async()
-        )
-        parts = []
-        for entry in staged:
-            scale = entry.scale / self.world_size
-            if entry.loss_scale is not None and now is not None:
-                # A step that was skipped lowered the scale: what was staged for it goes with it.
-                scale = scale * torch.where(entry.loss_scale == now, 1 / entry.loss_scale, 0)
-            grad = entry.grad * (scale[:, None] if scale.ndim and entry.grad.ndim == 2 else scale)
-            parts.append((entry.ids, grad))
-        if parts:
-            index = torch.cat([index for index, _ in parts])
-            grad = torch.cat([grad for _, grad in parts])
+    def _merge(self, staged: list[Staged]) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """All rows staged since the last step, on all ranks: ids (n,), gradients (n, K) or (n,), and what these are
+        to be multiplied by, () or (n,), or None for 1."""
+        scales = [self._scale(entry) for entry in staged]
+        if self.world_size == 1 and len(staged) == 1:  # as it is: the backend reads it once
+            return (staged[0].ids, staged[0].grad, scales[0]) if len(staged[0].ids) else None
+        grads = [
+            entry.grad * (scale[:, None] if scale.ndim and entry.grad.ndim == 2 else scale)
+            for entry, scale in zip(staged, scales, strict=True)
+        ]
+        if staged:
+            index, grad = torch.cat([entry.ids for entry in staged]), torch.cat(grads)
         else:
             dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
             index = torch.empty(0, dtype=torch.int64, device=self.device)
             grad = torch.empty((0, *self.alpha.shape[1:]), dtype=dtype, device=self.device)
         if self.world_size > 1:
             index, grad = self._gather(index, grad)
-        return (index, grad) if len(index) else None
+        return (index, grad, None) if len(index) else None
+
+    def _scale(self, entry: Staged) -> Tensor:
+        """What a staged gradient is to be multiplied by: its incoming gradient, over the ranks and the loss's scale."""
+        scale = entry.scale / self.world_size if self.world_size > 1 else entry.scale
+        if entry.loss_scale is None or self._scaler is None or not self._scaler.is_enabled():
+            return scale
+        # A step that was skipped lowered the scale: what was staged for it goes with it.
+        now = self._scaler._get_scale_async()
+        return scale / entry.loss_scale * (entry.loss_scale == now)
 
     def _gather(self, index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Every rank's rows, in the order of the ranks, so that all copies add them alike."""

@@ -1,133 +1,22 @@
-"""The C++ backend beside fastac.eager: in float64 as the truth, and in its own dtype as the measure of its error."""
+"""The C++ backend beside fastac.eager; see backend_cases."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from backend_cases import BASE, CASES, Problem, assert_as_good_as_eager, assert_same_state
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-import fastac
 from fastac import eager
-from fastac.contract import Objective, Rows, Sgd
+from fastac.contract import Objective
 
 cpu = pytest.importorskip("fastac.cpu", reason="the native CPU backend is not built", exc_type=ImportError)
 
 FLAGS = torch.zeros(2, dtype=torch.int64)
 CAPABILITY = os.environ.get("FASTAC_CPU_CAPABILITY")
-
-
-class Case(NamedTuple):
-    batch: int
-    classes: int
-    form: str
-    logits: torch.dtype
-    table: torch.dtype
-    momentum: float
-    nesterov: bool
-    folded: bool
-    reduction: str
-    label_smoothing: float
-    weighted: bool
-    ignore_index: int
-    int32: bool
-    strided: bool
-    grad_output: float
-    scale: float
-    seed: int
-
-
-CASES = st.builds(
-    Case,
-    batch=st.integers(1, 300),
-    classes=st.one_of(st.integers(2, 70), st.integers(2, 2100), st.sampled_from([2048, 2049, 2063, 4100])),
-    form=st.sampled_from(["ac1", "ac2"]),
-    logits=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    table=st.sampled_from([torch.float32, torch.bfloat16]),
-    momentum=st.sampled_from([0.0, 0.9]),
-    nesterov=st.booleans(),
-    folded=st.booleans(),
-    reduction=st.sampled_from(["mean", "sum", "none"]),
-    label_smoothing=st.sampled_from([0.0, 0.1, 1.0]),
-    weighted=st.booleans(),
-    ignore_index=st.sampled_from([-100, -1, 0]),
-    int32=st.booleans(),
-    strided=st.booleans(),
-    grad_output=st.sampled_from([1.0, 0.25]),
-    scale=st.sampled_from([1.0, 10.0]),
-    seed=st.integers(0, 2**31),
-)
-
-
-class Problem:
-    """A batch with ignored rows and repeated ids, and a table whose rows are of different ages."""
-
-    def __init__(self, case):
-        generator = torch.Generator().manual_seed(case.seed)
-        n, b, k = 50 + case.batch, case.batch, case.classes
-        self.case, self.num_samples = case, n
-        columns = k * 2 if case.strided else k
-        logits = torch.randn(b, columns, generator=generator) * case.scale
-        self.logits = logits.to(case.logits)[:, ::2] if case.strided else logits.to(case.logits)
-        self.target = torch.randint(k, (b,), generator=generator)
-        self.target[torch.rand(b, generator=generator) < 0.1] = case.ignore_index
-        index = torch.randint(n, (b,), generator=generator)
-        self.index = index.to(torch.int32) if case.int32 else index
-        momentum = 0.0 if case.folded else case.momentum
-        self.table = fastac.AlphaTable(
-            n, k, form=case.form, dtype=case.table, momentum=momentum, weight_decay=1e-2, window=64
-        )
-        self.table.lr = 0.1
-        self.table.alpha.copy_(torch.randn(self.table.alpha.shape, generator=generator))
-        if self.table.momentum_buffer is not None:
-            self.table.momentum_buffer.copy_(torch.randn(self.table.alpha.shape, generator=generator))
-        for _ in range(70):
-            self.table.step()
-        self.table.last.copy_(torch.randint(20, 71, (n,), generator=generator))
-        weight = torch.rand(k, generator=generator) if case.weighted else None
-        self.objective = Objective(weight, case.form, case.ignore_index, case.reduction, case.label_smoothing)
-        self.sgd = Sgd(case.momentum, 1e-2, case.nesterov, case.folded, case.seed)
-        self.grad = torch.randn(b, *self.table.alpha.shape[1:], generator=generator)
-
-    def rows(self, dtype=None):
-        """A copy of the table's storage."""
-        alpha, momentum, last, clock = self.table._rows()
-        dtype = dtype or alpha.dtype
-        return Rows(
-            alpha.to(dtype, copy=True),
-            None if momentum is None else momentum.to(dtype, copy=True),
-            last.clone(),
-            clock,
-        )
-
-    def forward(self, backend, rows, logits=None, statistics=True):
-        logits = self.logits if logits is None else logits
-        arguments = (logits, self.target, self.index, rows, self.objective, FLAGS, self.num_samples)
-        return backend.forward(*arguments, statistics)
-
-    def forward_update(self, backend, rows, logits=None):
-        logits = self.logits if logits is None else logits
-        arguments = (logits, self.target, self.index, rows, self.objective, FLAGS, self.num_samples)
-        return backend.forward_update(*arguments, False, self.sgd, self.case.grad_output)
-
-
-def error(value, truth):
-    """Largest difference, and its scale; rows that are NaN in the truth must be NaN in the value."""
-    value, truth = value.double(), truth.double()
-    assert torch.equal(value.isnan(), truth.isnan())
-    return float((value - truth).nan_to_num().abs().max()), float(truth.nan_to_num().abs().max())
-
-
-def assert_as_good_as_eager(value, eagers, truth, rounding=2.0**-21):
-    """At most eager's error in the same dtype, plus two units in the last place of the largest value (and float32's
-    least numbers)."""
-    mine, size = error(value, truth)
-    theirs, _ = error(eagers, truth)
-    assert mine <= theirs + rounding * size + 1e-37, (mine, theirs, size)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -147,27 +36,6 @@ def test_forward(case):
     assert torch.equal(mine.ids, truth.ids)
 
 
-def assert_same_state(mine, eagers, truth):
-    assert torch.equal(mine.last, truth.last)
-    for name in ("alpha", "momentum"):
-        a, b, c = (getattr(rows, name) for rows in (mine, eagers, truth))
-        if b is None:
-            continue
-        if (
-            b.dtype == torch.bfloat16
-        ):  # the same random bits: equal but where the sums differ in their last bit
-            assert_close_bf16(a, b)
-        else:
-            assert_as_good_as_eager(a, b, c, 2.0**-21)
-
-
-def assert_close_bf16(a, b):
-    ulps = (a.view(torch.int16).int() - b.view(torch.int16).int()).abs()
-    close = (ulps <= 1) | ((a.float() - b.float()).abs() < 1e-6)
-    assert bool(close.all())
-    assert float((ulps == 0).float().mean()) > 0.99
-
-
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(CASES)
 def test_forward_update(case):
@@ -177,7 +45,7 @@ def test_forward_update(case):
     eagers = problem.forward_update(eager, states[1])
     mine = problem.forward_update(cpu, states[2])
     assert torch.equal(mine.ids, eagers.ids)
-    assert torch.equal(mine.grad, problem.forward(cpu, problem.rows()).grad)
+    assert torch.equal(mine.grad, problem.forward(cpu, problem.rows()).grad.to(case.logits))
     assert_same_state(states[2], states[1], states[0])
 
 
@@ -188,13 +56,14 @@ def test_update_rows_read_rows_and_sweep(case):
     ids = torch.where(problem.target == case.ignore_index, -1, problem.index.long())
     problem.grad[0] = torch.nan
     states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
-    eager.update_rows(states[0], ids, problem.grad.double(), problem.sgd, None)
-    eager.update_rows(states[1], ids, problem.grad, problem.sgd, torch.tensor(False))
-    cpu.update_rows(states[2], ids, problem.grad, problem.sgd, torch.tensor(False))
+    scale = torch.rand(len(ids)) if case.strided else torch.tensor(case.scale)
+    eager.update_rows(states[0], ids, problem.grad.double(), scale, problem.sgd, None)
+    eager.update_rows(states[1], ids, problem.grad, scale, problem.sgd, torch.tensor(False))
+    cpu.update_rows(states[2], ids, problem.grad, scale, problem.sgd, torch.tensor(False))
     assert_same_state(states[2], states[1], states[0])
 
     untouched = problem.rows()
-    cpu.update_rows(untouched, ids, problem.grad, problem.sgd, torch.tensor(True))
+    cpu.update_rows(untouched, ids, problem.grad, None, problem.sgd, torch.tensor(True))
     for before, after in zip(problem.rows()[:3], untouched[:3], strict=True):
         assert before is None or torch.equal(before, after)
 
@@ -208,27 +77,6 @@ def test_update_rows_read_rows_and_sweep(case):
         backend.sweep(state, every, case.seed)
     assert not torch.equal(states[0].last, problem.table.last)
     assert_same_state(states[2], states[1], states[0])
-
-
-BASE = Case(
-    12,
-    37,
-    "ac1",
-    torch.float32,
-    torch.float32,
-    0.9,
-    False,
-    False,
-    "mean",
-    0.0,
-    False,
-    -100,
-    False,
-    False,
-    1.0,
-    1.0,
-    3,
-)
 
 
 @pytest.mark.parametrize("form", ["ac1", "ac2"])
@@ -375,7 +223,7 @@ def test_a_wrong_state_is_refused():
     with pytest.raises(ValueError, match="a contiguous table"):
         problem.forward(cpu, rows._replace(last=rows.last.long()))
     with pytest.raises(IndexError, match=r"index 62 is outside \[0, 62\)"):
-        cpu.update_rows(rows, torch.tensor([62]), torch.zeros(1, 37), problem.sgd, None)
+        cpu.update_rows(rows, torch.tensor([62]), torch.zeros(1, 37), None, problem.sgd, None)
 
 
 @pytest.mark.skipif(CAPABILITY is not None, reason="this is the run for one capability")
