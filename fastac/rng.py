@@ -6,12 +6,12 @@ which others are drawn beside it, so stochastic rounding and augmentation repeat
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import cache, reduce
 
 import torch
 from torch import Tensor
 
-__all__ = ["hash_bits", "uniform"]
+__all__ = ["hash_bits", "seed_state", "uniform"]
 
 _MASK = 0xFFFFFFFF
 
@@ -21,6 +21,13 @@ def _mix(x: Tensor) -> Tensor:
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
     return x ^ (x >> 16)
+
+
+@cache
+def seed_state(seed: int) -> int:
+    """The hash's state after the seed alone, in [0, 2^32): what a kernel is handed."""
+    state = _mix(torch.tensor(seed & _MASK))
+    return int(_mix(state ^ ((seed >> 32) & _MASK)))
 
 
 def hash_bits(seed: int, *counters: Tensor | int, device: torch.device | str | None = None) -> Tensor:
@@ -41,9 +48,7 @@ def hash_bits(seed: int, *counters: Tensor | int, device: torch.device | str | N
         state = _mix((state ^ (value & _MASK)) + 0x9E3779B9 & _MASK)
         return _mix((state ^ (value >> 32)) + 0x85EBCA6B & _MASK)
 
-    state = _mix(scalar(seed & _MASK))
-    state = _mix(state ^ ((seed >> 32) & _MASK))
-    return reduce(absorb, counters, state)
+    return reduce(absorb, counters, scalar(seed_state(seed)))
 
 
 def uniform(seed: int, *counters: Tensor | int, device: torch.device | str | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["RangeCheck", "check_batch", "check_range", "check_size"]
+__all__ = ["RangeCheck", "check_batch", "check_range", "check_size", "debugging"]
 
 
 def check_size(name: str, value: Any, least: int) -> int:
@@ -88,6 +88,11 @@ class RangeCheck:
             )
 
 
+def debugging() -> bool:
+    """Whether values on an accelerator are to be checked at once."""
+    return os.environ.get("FASTAC_DEBUG") == "1"
+
+
 def check_range(
     target: Tensor, index: Tensor | None, num_classes: int, num_samples: int, ignore_index: int, flags: Tensor
 ) -> Tensor:
@@ -99,7 +104,7 @@ def check_range(
     good_target = ((target >= 0) & (target < num_classes)) | (target == ignore_index)
     good_index = torch.ones_like(good_target) if index is None else (index >= 0) & (index < num_samples)
     good = good_target & good_index
-    if target.device.type == "cpu" or os.environ.get("FASTAC_DEBUG") == "1":
+    if target.device.type == "cpu" or debugging():
         if not bool(good.all()):
             if not bool(good_target.all()):
                 value = int(target[~good_target][0])

@@ -55,21 +55,29 @@ CASES = st.builds(
 class Problem:
     """A batch with ignored rows and repeated ids, and a table whose rows are of different ages."""
 
-    def __init__(self, case):
+    def __init__(self, case, device="cpu"):
         generator = torch.Generator().manual_seed(case.seed)
         n, b, k = 50 + case.batch, case.batch, case.classes
         self.case, self.num_samples = case, n
-        self.flags = torch.zeros(2, dtype=torch.int64)
+        self.flags = torch.zeros(2, dtype=torch.int64, device=device)
         columns = k * 2 if case.strided else k
-        logits = torch.randn(b, columns, generator=generator) * case.scale
-        self.logits = logits.to(case.logits)[:, ::2] if case.strided else logits.to(case.logits)
+        logits = (torch.randn(b, columns, generator=generator) * case.scale).to(device, case.logits)
+        self.logits = logits[:, ::2] if case.seed % 2 and case.strided else logits[:, :k]
         self.target = torch.randint(k, (b,), generator=generator)
         self.target[torch.rand(b, generator=generator) < 0.1] = case.ignore_index
         index = torch.randint(n, (b,), generator=generator)
+        self.target, index = self.target.to(device), index.to(device)
         self.index = index.to(torch.int32) if case.int32 else index
         momentum = 0.0 if case.folded else case.momentum
         self.table = fastac.AlphaTable(
-            n, k, form=case.form, dtype=case.table, momentum=momentum, weight_decay=1e-2, window=64
+            n,
+            k,
+            form=case.form,
+            dtype=case.table,
+            momentum=momentum,
+            weight_decay=1e-2,
+            window=64,
+            device=device,
         )
         self.table.lr = 0.1
         self.table.alpha.copy_(torch.randn(self.table.alpha.shape, generator=generator))
@@ -78,10 +86,10 @@ class Problem:
         for _ in range(70):
             self.table.step()
         self.table.last.copy_(torch.randint(20, 71, (n,), generator=generator))
-        weight = torch.rand(k, generator=generator) if case.weighted else None
+        weight = torch.rand(k, generator=generator).to(device) if case.weighted else None
         self.objective = Objective(weight, case.form, case.ignore_index, case.reduction, case.label_smoothing)
         self.sgd = Sgd(case.momentum, 1e-2, case.nesterov, case.folded, case.seed)
-        self.grad = torch.randn(b, *self.table.alpha.shape[1:], generator=generator)
+        self.grad = torch.randn(b, *self.table.alpha.shape[1:], generator=generator).to(device)
 
     def rows(self, dtype=None):
         """A copy of the table's storage."""
@@ -107,11 +115,12 @@ class Problem:
     def accumulators(self):
         """Of samples of which some were seen before."""
         generator = torch.Generator().manual_seed(self.case.seed)
-        n = self.num_samples
+        n, device = self.num_samples, self.logits.device
         visits = torch.randint(3, (n,), generator=generator)
         right = torch.rand(n, generator=generator) < 0.5
         sums = torch.randn(n, 6, generator=generator, dtype=torch.float64) * visits[:, None]
-        return Accumulators(visits, sums, torch.zeros(n, dtype=torch.int64), right & (visits > 0))
+        lost = torch.zeros(n, dtype=torch.int64)
+        return Accumulators(*(x.to(device) for x in (visits, sums, lost, right & (visits > 0))))
 
 
 def error(value, truth):
