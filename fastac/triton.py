@@ -41,18 +41,19 @@ __all__ = [
     "update_rows",
 ]
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE_TYPE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 SCANNED = 1024  # positions that every program looks through by itself for repeated ids and for Σ w_y
-RESIDENT = 16384  # columns up to which a row is held in registers
+RESIDENT = 16384  # columns up to which a row is held in registers, half as many where more is kept beside it
 GROUPED = 4096  # columns up to which a group of repeated ids fits beside it
-LONG = 4096  # columns at a time, beyond RESIDENT
-_TILE = 2048  # elements a program, where rows are short
+LONG = 2048  # columns at a time, beyond RESIDENT
+_TILE = 1024  # elements a program, where rows are short
+_RECORDED = 32  # rows a program that only records
 _SPAN = 4096  # rows a partial sum of Σ w_y
 _FLAT = 4096  # elements a program of the element-wise kernels
 
 
 def _takes(tensor: Tensor, rows: Rows | None) -> bool:
-    if tensor.dtype == torch.float64 or tensor.device.type != ("cpu" if INTERPRETED else "cuda"):
+    if tensor.dtype == torch.float64 or tensor.device.type != DEVICE_TYPE:
         return False
     return rows is None or rows.alpha.dtype != torch.float64
 
@@ -64,6 +65,11 @@ class Shape(NamedTuple):
     rows: int
     warps: int
 
+    @property
+    def launch(self) -> dict[str, int]:
+        """Warps, and all registers that they can have: left alone, ptxas now and then spills for more programs."""
+        return {"num_warps": self.warps, "maxnreg": min(255, 65536 // (32 * self.warps))}
+
 
 @functools.cache
 def tile(batch: int, classes: int, limit: int) -> Shape:
@@ -71,7 +77,9 @@ def tile(batch: int, classes: int, limit: int) -> Shape:
     no fewer programs than there are processors."""
     columns = min(_power_of_two(classes), limit)
     rows = max(1, min(_TILE // columns, _power_of_two(batch // 256), 64))
-    warps = max(1, min(rows * columns // 512, 32))
+    warps = max(
+        1, min(rows * columns // 256, 16)
+    )  # 8 elements a thread, more where a program can't have more warps
     return Shape(columns, rows, warps)
 
 
@@ -85,7 +93,7 @@ def _parts(n: int, size: int) -> int:
 
 def _scan(rows: int) -> int:
     """Ids that a program of so many rows compares itself with at once."""
-    return max(16, min(1024, 4096 // rows))
+    return max(8, min(256, 512 // rows))
 
 
 def _step(sgd: Sgd, rows: Rows) -> str:
@@ -110,6 +118,11 @@ def _sgd(sgd: Sgd, rows: Rows) -> state.Sgd:
 
 def _columns(rows: Rows) -> int:
     return rows.alpha.shape[1] if rows.alpha.ndim == 2 else 1
+
+
+def _state_columns(rows: Rows | None) -> int:
+    """Numbers that a row's state has."""
+    return 0 if rows is None else _columns(rows) * (1 if rows.momentum is None else 2)
 
 
 def _contested(index: Tensor, num_rows: int) -> Tensor | None:
@@ -196,7 +209,12 @@ def _loss(
         check_range(target, index, logits.shape[1], num_samples, objective.ignore_index, flags)
     batch, classes = logits.shape
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    shape = tile(batch, classes, RESIDENT if classes <= RESIDENT else LONG)
+    counted = statistics or accumulators is not None
+    smooth = objective.label_smoothing != 0
+    resident = RESIDENT // 2 if counted or smooth or _state_columns(rows) > classes else RESIDENT
+    shape = tile(batch, classes, resident if classes <= resident else LONG)
+    if counted and shape.rows > 1:  # a row's record takes registers too
+        shape = shape._replace(rows=shape.rows // 2)
     per_row, mean = objective.reduction == "none", objective.reduction == "mean"
     target, index = target.contiguous(), None if index is None else index.contiguous()
     new = functools.partial(torch.empty, device=logits.device)
@@ -206,8 +224,8 @@ def _loss(
         ids=new(0 if index is None else batch, dtype=torch.int64),
         statistics=new((batch if statistics else 0, len(STATISTICS)), dtype=torch.float32),
     )
-    long = classes > RESIDENT
-    apart = sgd is not None and GROUPED < classes <= RESIDENT  # repeated ids in a launch of their own
+    long = classes > resident
+    apart = sgd is not None and GROUPED < classes <= resident  # repeated ids in a launch of their own
     tiles = 0 if long else _parts(batch, shape.rows)
     parts = tiles + (batch if long or apart else 0)
     sums = _parts(batch, _SPAN) if mean and batch > SCANNED else 0
@@ -247,9 +265,9 @@ def _loss(
             "STEP": "plain" if sgd is None or rows is None else _step(sgd, rows),
             "FOLDED": sgd is not None and sgd.folded,
             "MEAN": mean,
-            "SMOOTH": objective.label_smoothing != 0,
+            "SMOOTH": smooth,
             "PER_ROW": per_row,
-            "STATISTICS": statistics or accumulators is not None,
+            "STATISTICS": counted,
             "STRIDED": logits.stride(0) != classes,
             "WINDOW": 1 if rows is None else rows.clock.window,
             "BLOCK": 1 if rows is None else rows.clock.block,
@@ -267,7 +285,7 @@ def _launch(options: _Options, shape: Shape, tiles: int, long: bool, apart: bool
     n, num_rows, num_sums = sizes
     if num_sums:
         losses.kept_weight[(num_sums,)](
-            batch, out, n, num_rows, scalars[0], K=constants["K"], SPAN=_SPAN, CHUNK=1024
+            batch, n, num_rows, scalars[0], K=constants["K"], SPAN=_SPAN, CHUNK=1024
         )
     if not long:
         losses.forward_tile[(tiles,)](
@@ -279,7 +297,7 @@ def _launch(options: _Options, shape: Shape, tiles: int, long: bool, apart: bool
             APART=apart,
             CHUNK=_scan(shape.rows),
             **constants,
-            num_warps=shape.warps,
+            **shape.launch,
         )
     if long or apart:
         forward_long.forward_long[(n,)](
@@ -291,7 +309,7 @@ def _launch(options: _Options, shape: Shape, tiles: int, long: bool, apart: bool
             REPEATED=apart,
             CHUNK=1024,
             **constants,
-            num_warps=8,
+            **Shape(1, 1, 8).launch,
         )
 
 
@@ -360,7 +378,7 @@ def update_rows(
         FOLDED=sgd.folded,
         CHUNK=_scan(shape.rows),
         **_clock(rows),
-        num_warps=shape.warps,
+        **shape.launch,
     )
 
 
@@ -368,17 +386,16 @@ def record(accumulators: Accumulators, ids: Tensor, statistics: Tensor) -> None:
     """See fastac.eager.record."""
     if not _takes(statistics, None):
         return eager.record(accumulators, ids, statistics)
-    shape = tile(len(ids), 1, 1)
     ids = ids.contiguous()
-    dynamics.record[(_parts(len(ids), shape.rows),)](
+    dynamics.record[(_parts(len(ids), _RECORDED),)](
         dynamics.Accumulators(*accumulators),
         ids,
         statistics.contiguous(),
         _contested(ids, len(accumulators.visits)),
         len(ids),
-        R=shape.rows,
-        CHUNK=_scan(shape.rows),
-        num_warps=1,
+        R=_RECORDED,
+        CHUNK=_scan(_RECORDED),
+        **Shape(1, _RECORDED, 1).launch,
     )
 
 
@@ -398,7 +415,7 @@ def read_rows(rows: Rows, ids: Tensor) -> Tensor:
         C=shape.columns,
         R=shape.rows,
         **_clock(rows),
-        num_warps=shape.warps,
+        **shape.launch,
     )
     return out
 
@@ -419,13 +436,13 @@ def sweep(rows: Rows, ids: Tensor, seed: int) -> None:
         C=shape.columns,
         R=shape.rows,
         **_clock(rows),
-        num_warps=shape.warps,
+        **shape.launch,
     )
 
 
 def advance(clock_: StepClock, sgd: Sgd, skip: Tensor | None) -> None:
     """See fastac.eager.advance."""
-    if clock_.lr.device.type != ("cpu" if INTERPRETED else "cuda"):
+    if clock_.lr.device.type != DEVICE_TYPE:
         return eager.advance(clock_, sgd, skip)
     plain = sgd.folded or sgd.momentum == 0
     clock.advance[(1,)](

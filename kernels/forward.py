@@ -13,7 +13,15 @@ import triton.language as tl
 
 from fastac.kernels.dynamics import begin, end, visit
 from fastac.kernels.repeats import find
-from fastac.kernels.rows import coefficients, element_bits, load_alpha, load_now, row_bits, stepped, store_state
+from fastac.kernels.rows import (
+    coefficients,
+    element_bits,
+    load_alpha,
+    load_now,
+    row_bits,
+    stepped,
+    store_state,
+)
 from fastac.kernels.softmax import row_factors, row_statistics, target_weights
 
 
@@ -43,7 +51,7 @@ class Out(NamedTuple):
 
 
 @triton.jit
-def kept_rows(batch, out, p, active, num_rows, ignore_index, K: tl.constexpr):
+def kept_rows(batch, flags, p, active, num_rows, ignore_index, K: tl.constexpr):
     """Ids and targets of positions p (R,), 0 where they are outside their range or ignored, and whether id and row
     count. Faults are noted in flags: every program writes the same 1."""
     y = tl.load(batch.target + p, mask=active, other=0)
@@ -52,25 +60,25 @@ def kept_rows(batch, out, p, active, num_rows, ignore_index, K: tl.constexpr):
     kept = active & y_good & (ignored == 0)
     known = active
     ids = y * 0
-    if out.flags is not None:
-        tl.store(out.flags, 1, mask=tl.max((active & (y_good == 0) & (ignored == 0)).to(tl.int32), 0) > 0)
+    if flags is not None:
+        tl.store(flags, 1, mask=tl.max((active & (y_good == 0) & (ignored == 0)).to(tl.int32), 0) > 0)
     if batch.index is not None:
         ids = tl.load(batch.index + p, mask=active, other=0).to(tl.int64)
         known = active & (ids >= 0) & (ids < num_rows)
-        if out.flags is not None:
-            tl.store(out.flags + 1, 1, mask=tl.max((active & (known == 0)).to(tl.int32), 0) > 0)
+        if flags is not None:
+            tl.store(flags + 1, 1, mask=tl.max((active & (known == 0)).to(tl.int32), 0) > 0)
         ids = tl.where(known, ids, 0)
         kept = kept & known
     return ids, known, tl.where(kept, y, 0).to(tl.int32), kept
 
 
 @triton.jit
-def weight_between(batch, out, start, stop, n, num_rows, ignore_index, K: tl.constexpr, CHUNK: tl.constexpr):
+def weight_between(batch, start, stop, n, num_rows, ignore_index, K: tl.constexpr, CHUNK: tl.constexpr):
     """Σ w_y of the kept rows in [start, stop), always in the same order."""
     total = tl.zeros([CHUNK], tl.float32)
     for begins in range(start, stop, CHUNK):
         p = begins + tl.arange(0, CHUNK)
-        ids, known, y, kept = kept_rows(batch, out, p, p < n, num_rows, ignore_index, K)
+        ids, known, y, kept = kept_rows(batch, None, p, p < n, num_rows, ignore_index, K)
         if batch.weight is None:
             total += kept.to(tl.float32)
         else:
@@ -79,30 +87,31 @@ def weight_between(batch, out, start, stop, n, num_rows, ignore_index, K: tl.con
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
-def kept_weight(batch, out, n, num_rows, ignore_index: "i64", K: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr):
+def kept_weight(
+    batch, n, num_rows, ignore_index: "i64", K: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr
+):
     """One partial sum a program, of SPAN rows, into batch.sums."""
     start = tl.program_id(0) * SPAN
-    total = weight_between(batch, out, start, start + SPAN, n, num_rows, ignore_index, K, CHUNK)
+    total = weight_between(batch, start, start + SPAN, n, num_rows, ignore_index, K, CHUNK)
     tl.store(batch.sums + tl.program_id(0), total)
 
 
 @triton.jit
 def normalise(batch, out, n, num_rows, ignore_index, num_sums, K: tl.constexpr, MEAN: tl.constexpr):
-    """What the loss's sum is divided by, float64."""
-    if not MEAN:
-        return tl.full([], 1.0, tl.float64)
-    silent = Out(None, None, None, None, None, None, None)
-    if batch.sums is None:
-        total = weight_between(batch, silent, 0, n, n, num_rows, ignore_index, K, 1024)
+    """What the loss's sum is divided by."""
+    if MEAN:
+        if batch.sums is None:
+            total = weight_between(batch, 0, n, n, num_rows, ignore_index, K, 1024)
+        else:
+            parts = tl.zeros([1024], tl.float32)
+            for begins in range(0, num_sums, 1024):
+                i = begins + tl.arange(0, 1024)
+                parts += tl.load(batch.sums + i, mask=i < num_sums, other=0.0)
+            total = tl.sum(parts, 0)
+        tl.store(out.normaliser, total)  # the same in every program
+        return total
     else:
-        parts = tl.zeros([1024], tl.float32)
-        for begins in range(0, num_sums, 1024):
-            i = begins + tl.arange(0, 1024)
-            parts += tl.load(batch.sums + i, mask=i < num_sums, other=0.0)
-        total = tl.sum(parts, 0)
-    if out.normaliser is not None:
-        tl.store(out.normaliser, total, mask=tl.program_id(0) == 0)
-    return total.to(tl.float64)
+        return tl.full([], 1.0, tl.float32)
 
 
 @triton.jit
@@ -129,23 +138,26 @@ def row_of(ids, k, FORM: tl.constexpr, K: tl.constexpr):
     """Where the rows' columns k lie in the table, (R, C); AC2 (R, 1)."""
     if FORM == "ac1":
         return ids[:, None] * K + k[None, :]
-    return ids[:, None]
+    else:
+        return ids[:, None]
 
 
 @triton.jit
 def row_mask(known, k, FORM: tl.constexpr, K: tl.constexpr):
     if FORM == "ac1":
         return known[:, None] & (k < K)[None, :]
-    return known[:, None]
+    else:
+        return known[:, None]
 
 
 @triton.jit
 def training_logits(m, alpha, at_y, FORM: tl.constexpr):
     if FORM == "ac1":
         return m + alpha
-    if FORM == "ac2":
+    elif FORM == "ac2":
         return tl.where(at_y, m + alpha, m)
-    return m
+    else:
+        return m
 
 
 @triton.jit
@@ -153,7 +165,8 @@ def load_weights(weight, k, K: tl.constexpr):
     """Class weights (1, C), 0 past the last class."""
     if weight is None:
         return tl.where(k < K, 1.0, 0.0)[None, :]
-    return tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+    else:
+        return tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -170,7 +183,8 @@ def state_gradient(g, g_y, k, FORM: tl.constexpr):
     """The rows' gradient: AC1 (R, C) without the gauge's column, AC2 (R, 1)."""
     if FORM == "ac1":
         return tl.where((k == 0)[None, :], 0.0, g)
-    return g_y[:, None]
+    else:
+        return g_y[:, None]
 
 
 @triton.jit
@@ -194,7 +208,7 @@ def tile_loss(
 ):
     """Loss of positions p (R,), whole rows in registers: their sum, the gradient by α, which of them may write it,
     which are a visit, and their statistics. alpha: (R, C), AC2 (R, 1)."""
-    ids, known, y, kept = kept_rows(batch, out, p, active, num_rows, ignore_index, K)
+    ids, known, y, kept = kept_rows(batch, out.flags, p, active, num_rows, ignore_index, K)
     k = tl.arange(0, C)
     inside = active[:, None] & (k < K)[None, :]
     at_y = k[None, :] == y[:, None]
@@ -299,8 +313,22 @@ def forward_tile(
             record = begin(recorded, ids, known)
         if APART:
             total, g, written, usable, seen = tile_loss(
-                batch, out, p, active, a, num_rows, ignore_index, stride, smoothing, normaliser, K, C, FORM, SMOOTH,
-                PER_ROW, STATISTICS,
+                batch,
+                out,
+                p,
+                active,
+                a,
+                num_rows,
+                ignore_index,
+                stride,
+                smoothing,
+                normaliser,
+                K,
+                C,
+                FORM,
+                SMOOTH,
+                PER_ROW,
+                STATISTICS,
             )
             if STATISTICS:
                 record = visit(record, usable, seen)
@@ -309,8 +337,22 @@ def forward_tile(
         else:
             while tl.max(active.to(tl.int32), 0) > 0:
                 loss, gradient_p, sound, usable, seen = tile_loss(
-                    batch, out, p, active, a, num_rows, ignore_index, stride, smoothing, normaliser, K, C, FORM,
-                    SMOOTH, PER_ROW, STATISTICS,
+                    batch,
+                    out,
+                    p,
+                    active,
+                    a,
+                    num_rows,
+                    ignore_index,
+                    stride,
+                    smoothing,
+                    normaliser,
+                    K,
+                    C,
+                    FORM,
+                    SMOOTH,
+                    PER_ROW,
+                    STATISTICS,
                 )
                 total += loss
                 g += tl.where(sound[:, None], gradient_p * grad_output, 0.0)
@@ -327,12 +369,26 @@ def forward_tile(
     else:
         alpha = tl.zeros([1, 1], tl.float32)
         if FORM != "none":
-            ids, known, y, kept = kept_rows(batch, out, p, active, num_rows, ignore_index, K)
+            ids, known, y, kept = kept_rows(batch, None, p, active, num_rows, ignore_index, K)
             c = coefficients(rows, ids, known, WINDOW, BLOCK)
             alpha = load_alpha(rows, row_of(ids, k, FORM, K), row_mask(known, k, FORM, K), c)
         total, g, written, usable, seen = tile_loss(
-            batch, out, p, active, alpha, num_rows, ignore_index, stride, smoothing, normaliser, K, C, FORM, SMOOTH,
-            PER_ROW, STATISTICS,
+            batch,
+            out,
+            p,
+            active,
+            alpha,
+            num_rows,
+            ignore_index,
+            stride,
+            smoothing,
+            normaliser,
+            K,
+            C,
+            FORM,
+            SMOOTH,
+            PER_ROW,
+            STATISTICS,
         )
     if not PER_ROW:
         tl.store(out.loss + tl.program_id(0), total)

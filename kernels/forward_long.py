@@ -56,18 +56,16 @@ def long_loss(
 ):
     """First time through the row of position p (1,): its loss, and into out.scratch what the gradient needs: highest
     training logit, factor, gradient at y, and whether it counts (0), has a gradient (1) and may write the row (2)."""
-    ids, known, y, kept = kept_rows(batch, out, p, active, num_rows, ignore_index, K)
+    ids, known, y, kept = kept_rows(batch, out.flags, p, active, num_rows, ignore_index, K)
     at = p.to(tl.int64)[:, None]
     top = tl.full([1, C], LEAST, tl.float32)
     total = tl.zeros([1, C], tl.float32)
-    z_at = tl.zeros([1, C], tl.float32)
     wrong = tl.zeros([1, C], tl.int32)
     spread = tl.zeros([1, C], tl.float32)
     w_sum = tl.zeros([1, C], tl.float32)
     m_top = top
     m_total = total
     m_squares = total
-    m_at = z_at
     m_others = tl.full([1, C], -float("inf"), tl.float32)
     for start in range(0, K, C):
         k = start + tl.arange(0, C)
@@ -80,7 +78,6 @@ def long_loss(
             here = k if FORM == "ac1" else tl.arange(0, 1)
             alpha = load_alpha(rows, row_of(ids, here, FORM, K), row_mask(known, here, FORM, K), c)
         z = training_logits(m, alpha, at_y, FORM)
-        z_at += tl.where(at_y, z, 0.0)
         before = top
         top, total = extend(top, total, z, at_y)
         w = load_weights(batch.weight, k, K)
@@ -89,14 +86,20 @@ def long_loss(
         if SMOOTH:
             spread += w_sum_before * (top - before) + tl.where(inside & (w > 0), w * (top - z), 0.0)
         if STATISTICS:
-            m_at += tl.where(at_y, m, 0.0)
             m_before = m_top
             m_top, m_total = extend(m_top, m_total, m, at_y)
             shrink = tl.exp(m_before - m_top)
             e = tl.where(at_y, 0.0, tl.exp(m - m_top))
             m_squares = m_squares * shrink * shrink + e * e
             m_others = tl.maximum(m_others, tl.where(at_y, -float("inf"), m))
-    z_y = tl.sum(z_at, 1)
+    column = y[:, None]
+    m_y = tl.load(batch.logits + at * stride + column, mask=active[:, None], other=0.0).to(tl.float32)
+    z_y = m_y
+    if FORM == "ac1":
+        z_y += load_alpha(rows, ids[:, None] * K + column, known[:, None], c)
+    if FORM == "ac2":
+        z_y += load_alpha(rows, ids[:, None], known[:, None], c)
+    m_y, z_y = tl.sum(m_y, 1), tl.sum(z_y, 1)
     highest = tl.max(top, 1)
     rest = tl.sum(total * tl.exp(top - highest[:, None]), 1)
     spread = tl.sum(spread + w_sum * (highest[:, None] - top), 1)
@@ -104,7 +107,16 @@ def long_loss(
     if batch.weight is not None:
         w_y = tl.load(batch.weight + y, mask=kept, other=0.0).to(tl.float32)
     loss, factor, g_y = row_factors(
-        rest, tl.exp(z_y - highest), highest - z_y, spread, w_y, tl.sum(w_sum), smoothing, normaliser, K, SMOOTH
+        rest,
+        tl.exp(z_y - highest),
+        highest - z_y,
+        spread,
+        w_y,
+        tl.sum(w_sum),
+        smoothing,
+        normaliser,
+        K,
+        SMOOTH,
     )
     loss = tl.where(kept, loss, 0.0)
     usable = kept & (tl.max(wrong, 1) == 0)
@@ -118,12 +130,9 @@ def long_loss(
     tl.store(to + 3, kept.to(tl.float32) + sound.to(tl.float32), mask=active)
     seen = (loss, loss, loss, loss, loss)
     if STATISTICS:
-        m_y = tl.sum(m_at, 1)
         others = tl.max(m_others, 1)
         shrink = tl.exp(m_top - tl.maximum(others, m_y)[:, None])
-        seen = statistics(
-            others, m_y, tl.sum(m_total * shrink, 1), tl.sum(m_squares * shrink * shrink, 1)
-        )
+        seen = statistics(others, m_y, tl.sum(m_total * shrink, 1), tl.sum(m_squares * shrink * shrink, 1))
         put_statistics(out, p, active, seen)
     return put_losses(out, p, active, loss, PER_ROW), g_y, sound, usable, seen
 
@@ -226,8 +235,23 @@ def forward_long(
         here = active
         while tl.max(here.to(tl.int32), 0) > 0:
             loss, g_y, sound, usable, seen = long_loss(
-                batch, out, rows, c, q, here, num_rows, ignore_index, stride, smoothing, normaliser, K, C, FORM, SMOOTH,
-                PER_ROW, STATISTICS,
+                batch,
+                out,
+                rows,
+                c,
+                q,
+                here,
+                num_rows,
+                ignore_index,
+                stride,
+                smoothing,
+                normaliser,
+                K,
+                C,
+                FORM,
+                SMOOTH,
+                PER_ROW,
+                STATISTICS,
             )
             total += loss
             sum_y += tl.where(sound, g_y * grad_output, 0.0)

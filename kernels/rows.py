@@ -20,7 +20,7 @@ class Rows(NamedTuple):
 
 
 class Sgd(NamedTuple):
-    """The optimizer of the step to come. lr: pointer to the clock's. divisor: 1 − momentum of folded history, else 1."""
+    """The optimizer of the step to come. lr: pointer to the clock's. divisor: 1 − momentum if folded, else 1."""
 
     lr: Any
     momentum: Any
@@ -56,8 +56,9 @@ def load_now(rows, offsets, mask, c):
     a = tl.load(rows.alpha + offsets, mask=mask, other=0.0).to(tl.float32)
     if rows.momentum is None:
         return c[0] * a, a
-    b = tl.load(rows.momentum + offsets, mask=mask, other=0.0).to(tl.float32)
-    return c[0] * a + c[1] * b, c[2] * a + c[3] * b
+    else:
+        b = tl.load(rows.momentum + offsets, mask=mask, other=0.0).to(tl.float32)
+        return c[0] * a + c[1] * b, c[2] * a + c[3] * b
 
 
 @triton.jit
@@ -95,12 +96,13 @@ def store_state(rows, offsets, mask, a, b, bits, FOLDED: tl.constexpr):
 
 @triton.jit
 def rounded(x, bits, STREAM: tl.constexpr, TYPE: tl.constexpr):
-    """float32 as it is; bfloat16 stochastically, with the upper or lower half of the random bits (eager.round_to)."""
-    if TYPE != tl.bfloat16:
+    """float32 as it is; bfloat16 stochastically, with one half of the random bits (eager.round_to)."""
+    if TYPE == tl.bfloat16:
+        noise = (bits >> (16 * STREAM)) & 0xFFFF
+        up = (x.to(tl.uint32, bitcast=True) + noise) & 0xFFFF0000
+        return tl.where(tl.abs(x) < float("inf"), up.to(tl.float32, bitcast=True), x).to(tl.bfloat16)
+    else:
         return x.to(TYPE)
-    noise = (bits >> (16 * STREAM)) & 0xFFFF
-    up = (x.to(tl.uint32, bitcast=True) + noise) & 0xFFFF0000
-    return tl.where(tl.abs(x) < float("inf"), up.to(tl.float32, bitcast=True), x).to(tl.bfloat16)
 
 
 @triton.jit

@@ -10,34 +10,40 @@ import triton.language as tl
 def target_weights(weight, y, kept, K: tl.constexpr, COLUMNS: tl.constexpr):
     """w_y (R,), 0 for rows that are not kept, and Σ_k w_k."""
     if weight is None:
-        return kept.to(tl.float32), K * 1.0
-    k = tl.arange(0, COLUMNS)
-    total = tl.sum(tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32), 0)
-    return tl.load(weight + y, mask=kept, other=0.0).to(tl.float32), total
+        return kept.to(tl.float32), tl.full([], K, tl.float32)
+    else:
+        k = tl.arange(0, COLUMNS)
+        total = tl.sum(tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32), 0)
+        return tl.load(weight + y, mask=kept, other=0.0).to(tl.float32), total
 
 
 @triton.jit
-def row_factors(rest, e_y, gap, spread, w_y, w_all, smoothing, normaliser, K: tl.constexpr, SMOOTH: tl.constexpr):
+def log_total(rest, e_y):
+    """log(rest + e_y), also where the highest logit is y's (e_y = 1) and the rest is far below 1's last place."""
+    small = (e_y == 1.0) & (rest < 0.0078125)
+    return tl.where(small, rest * (1 - rest * (0.5 - rest * 0.33333333)), tl.log(rest + e_y))
+
+
+@triton.jit
+def row_factors(
+    rest, e_y, gap, spread, w_y, w_all, smoothing, normaliser, K: tl.constexpr, SMOOTH: tl.constexpr
+):
     """From a row's exponentials relative to its highest training logit: the loss (R,), the factor of e_k in the
-    gradient, and the gradient at y. In float64, R numbers each.
+    gradient, and the gradient at y.
 
     rest: Σ e_k without y. gap: highest − z_y. spread: Σ_k w_k (highest − z_k). The gradient is p_k Σq − q_k with
     q_k = (1 − ε) w_y [k = y] + ε/K w_k. At y it is written without p_y − 1, which cancels in confident rows.
     """
-    rest = rest.to(tl.float64)
-    total = rest + e_y.to(tl.float64)
-    sum_q = w_y.to(tl.float64)
-    at_y = tl.zeros(rest.shape, tl.float64)
-    loss = sum_q * gap.to(tl.float64)
+    total_log = log_total(rest, e_y)
     if SMOOTH:
-        each = tl.full([], smoothing, tl.float64) / K
-        sum_q = (1 - each * K) * w_y + each * w_all
-        at_y = each * (w_all - w_y)
-        loss = loss * (1 - each * K) + each * spread.to(tl.float64)
-    loss += sum_q * tl.log(total)
-    factor = sum_q / (total * normaliser)
-    at_y = at_y / normaliser - rest * factor
-    return loss.to(tl.float32), factor.to(tl.float32), at_y.to(tl.float32)
+        each = smoothing / K
+        sum_q = (1 - smoothing) * w_y + each * w_all
+        factor = sum_q / (rest + e_y) / normaliser
+        loss = (1 - smoothing) * w_y * gap + each * spread + sum_q * total_log
+        return loss, factor, each * (w_all - w_y) / normaliser - rest * factor
+    else:
+        factor = w_y / (rest + e_y) / normaliser
+        return w_y * (gap + total_log), factor, -rest * factor
 
 
 @triton.jit
@@ -56,11 +62,8 @@ def statistics(others, m_y, rest, squares):
     """margin, p_y, correct, EL2N and loss from a row's highest other logit, that of y, and Σ e and Σ e² without y,
     relative to the higher of the two."""
     top = tl.maximum(others, m_y)
-    rest = rest.to(tl.float64)
-    e_y = tl.exp(m_y - top).to(tl.float64)
+    e_y = tl.exp(m_y - top)
     total = rest + e_y
-    el2n = tl.sqrt(squares.to(tl.float64) + rest * rest) / total
-    loss = tl.log(total) + (top - m_y).to(tl.float64)
-    correct = (m_y >= others).to(tl.float32)
-    return m_y - others, (e_y / total).to(tl.float32), correct, el2n.to(tl.float32), loss.to(tl.float32)
-
+    el2n = tl.sqrt(squares + rest * rest) / total
+    loss = log_total(rest, e_y) + (top - m_y)
+    return m_y - others, e_y / total, (m_y >= others).to(tl.float32), el2n, loss

@@ -6,7 +6,15 @@ import triton
 import triton.language as tl
 
 from fastac.kernels.repeats import find
-from fastac.kernels.rows import coefficients, element_bits, load_alpha, load_now, row_bits, stepped, store_state
+from fastac.kernels.rows import (
+    coefficients,
+    element_bits,
+    load_alpha,
+    load_now,
+    row_bits,
+    stepped,
+    store_state,
+)
 
 
 @triton.jit
@@ -16,9 +24,10 @@ def load_gradient(grad, scale, p, k, active, K: tl.constexpr, PER_ROW: tl.conste
     g = tl.load(grad + p.to(tl.int64)[:, None] * K + k[None, :], mask=mask, other=0.0).to(tl.float32)
     if scale is None:
         return g
-    if PER_ROW:
+    elif PER_ROW:
         return g * tl.load(scale + p, mask=active, other=0.0).to(tl.float32)[:, None]
-    return g * tl.load(scale).to(tl.float32)
+    else:
+        return g * tl.load(scale).to(tl.float32)
 
 
 @triton.jit

@@ -7,7 +7,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, whose own functions depend on it
 
 
-
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
     """torch.empty gives NaN, so that reading what was never written shows."""
