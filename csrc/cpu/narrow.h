@@ -1,0 +1,301 @@
+// Few columns: W rows at a time, a row in each lane, in tiles that lie column by column. Internal linkage, as in
+// vector.h. What a row comes to does not depend on its lane or its neighbours.
+#pragma once
+#include <math.h>
+
+#include <type_traits>
+
+#include "state.h"
+
+namespace fastac::cpu {
+namespace {
+
+constexpr float kLeast = -3.402823466e38f;
+struct None {};  // α's type where there is none
+
+constexpr int64_t kNarrow = 32;  // columns up to which this is faster than a row at a time
+
+template <class T>
+inline void put_row(T* tile, int lane, const T* row, int64_t columns) {
+  for (int64_t k = 0; k < columns; ++k) tile[k * W + lane] = row[k];
+}
+
+template <class T>
+inline void take_row(T* row, const T* tile, int lane, int64_t columns) {
+  for (int64_t k = 0; k < columns; ++k) row[k] = tile[k * W + lane];
+}
+
+// W rows of the table on their way to a new state, as RowState is one.
+template <class A, bool kMomentum>
+struct StateTile {
+  const Rows* rows;
+  Optimizer optimizer;
+  uint32_t step_hash = 0;
+  int64_t id[W];  // -1: no row in this lane
+  vf c[4];
+  vu hash{};
+  alignas(64) A a[kNarrow * W] = {};
+  alignas(64) A b[kMomentum ? kNarrow * W : 1] = {};
+
+  StateTile(const Rows* rows, const Sgd* sgd) : rows(rows) {
+    if (!sgd) return;
+    optimizer = Optimizer(*sgd, kMomentum);
+    step_hash = hash_step(sgd->seed, rows->clock.steps + 1);
+  }
+
+  void fetch() {
+    for (int i = 0; i < W; ++i) {
+      if (id[i] < 0) continue;
+      const Coefficients own(rows->clock, rows->last[id[i]]);
+      for (int j = 0; j < (kMomentum ? 4 : 1); ++j) c[j][i] = own.c[j];
+      put_row(a, i, (const A*)rows->alpha + id[i] * rows->columns, rows->columns);
+      if (kMomentum) put_row(b, i, (const A*)rows->momentum + id[i] * rows->columns, rows->columns);
+    }
+    if (sizeof(A) == 2) {
+      vu low, high;
+      for (int i = 0; i < W; ++i) low[i] = (uint32_t)id[i], high[i] = (uint32_t)((uint64_t)id[i] >> 32);
+      hash = absorb(vu{} + step_hash, low, high);
+    }
+  }
+
+  ALWAYS_INLINE vf alpha(int64_t k) const {
+    vf v = load(a + k * W, Full{}) * c[0];
+    if constexpr (kMomentum) v += load(b + k * W, Full{}) * c[1];
+    return v;
+  }
+
+  // Column k's step, in the tile.
+  ALWAYS_INLINE void move(int64_t k, vf g) {
+    A* const pa = a + k * W;
+    A* const pb = b + (kMomentum ? k * W : 0);
+    const vf a0 = load(pa, Full{});
+    vf a1 = a0 * c[0], b1{};
+    if constexpr (kMomentum) {
+      const vf b0 = load(pb, Full{});
+      a1 += b0 * c[1];
+      b1 = a0 * c[2] + b0 * c[3];
+    }
+    optimizer.move(a1, b1, g);
+    if constexpr (sizeof(A) == 2) {
+      const vu noise = absorb(hash, vu{} + (uint32_t)k, 0u);
+      store_half(&pa->bits, round_bf16(a1, noise & 0xffffu), Full{});
+      if (kMomentum && optimizer.write_b) store_half(&pb->bits, round_bf16(b1, noise >> 16), Full{});
+    } else {
+      store(pa, a1, Full{});
+      if (kMomentum && optimizer.write_b) store(pb, b1, Full{});
+    }
+  }
+
+  void write(vi mask) const {
+    for (int i = 0; i < W; ++i) {
+      if (!mask[i]) continue;
+      take_row((A*)rows->alpha + id[i] * rows->columns, a, i, rows->columns);
+      if (kMomentum && optimizer.write_b)
+        take_row((A*)rows->momentum + id[i] * rows->columns, b, i, rows->columns);
+      rows->last[id[i]] = (int32_t)(rows->clock.steps + 1);
+    }
+  }
+
+  void prefetch_row(int64_t later) const {
+    prefetch(rows->last + later);
+    prefetch_columns((const A*)rows->alpha + later * rows->columns, rows->columns);
+    if (kMomentum) prefetch_columns((const A*)rows->momentum + later * rows->columns, rows->columns);
+  }
+};
+
+// --- update ---
+
+// The gradient of one group into its lane; returns its id, or -1 where there is nothing to write.
+inline int64_t narrow_gradient(const Update& u, int64_t first, float* tile, int lane) {
+  const int64_t columns = u.rows.columns;
+  int64_t id = -1;
+  for (int64_t p = first; p >= 0; p = u.next[p]) {
+    const float* row = u.grad + p * columns;
+    const float scale = u.scale[p * u.scale_stride];
+    if (u.ids[p] < 0) continue;
+    float bad = 0;
+    for (int64_t k = 0; k < columns; ++k) bad += row[k] * scale * 0.0f;
+    if (bad != 0 || bad != bad) continue;
+    for (int64_t k = 0; k < columns; ++k) {
+      float& sum = tile[k * W + lane];
+      sum = id < 0 ? row[k] * scale : sum + row[k] * scale;
+    }
+    id = u.ids[p];
+  }
+  return id;
+}
+
+template <class A, bool kMomentum>
+void narrow_update(const Update& u, int64_t begin, int64_t end) {
+  alignas(64) float g[kNarrow * W] = {};
+  StateTile<A, kMomentum> state(&u.rows, &u.sgd);
+  for (int64_t start = begin; start < end; start += W) {
+    vi mask{};
+    for (int i = 0; i < W; ++i) {
+      state.id[i] = start + i < end ? narrow_gradient(u, u.first[start + i], g, i) : -1;
+      mask[i] = state.id[i] < 0 ? 0 : -1;
+      if (start + i + W < end && u.ids[u.first[start + i + W]] >= 0) state.prefetch_row(u.ids[u.first[start + i + W]]);
+    }
+    state.fetch();
+    for (int64_t k = 0; k < u.rows.columns; ++k)
+      state.move(k, k == 0 && u.sgd.gauge ? vf{} : load(g + k * W, Full{}));
+    state.write(mask);
+  }
+}
+
+// --- the loss ---
+
+// A softmax over a tile's columns, of which y is kept apart; see Softmax in kernels.cpp.
+struct TileSoftmax {
+  vf top, z_y, rest{}, lost{}, e_y{};
+
+  // e: the exponential of one column, at_y: the lanes whose y it is. Compensated.
+  ALWAYS_INLINE void add(vf e, vi at_y) {
+    e_y = at_y ? e : e_y;
+    const vf term = (at_y ? vf{} : e) - lost, next = rest + term;
+    lost = (next - rest) - term;
+    rest = next;
+  }
+
+  // log Σe, with the whole precision of a small one: the highest exponential is 1.
+  vf log_total() const { return log1p_finite(z_y >= top ? rest : (rest - 1.0f) + e_y); }
+};
+
+// Training dynamics of W rows of logits m; see fastac.eager.dynamics.
+template <class M>
+void narrow_statistics(const M* m, int64_t classes, vi y, int n, float* out) {
+  vf others = splat(-INFINITY), squares{};
+  TileSoftmax s{splat(0), splat(0)};
+  for (int64_t k = 0; k < classes; ++k) {
+    const vf v = load(m + k * W, Full{});
+    const vi at_y = y == (int32_t)k;
+    s.z_y = at_y ? v : s.z_y;
+    others = max(at_y ? splat(-INFINITY) : v, others);
+  }
+  s.top = others > s.z_y ? others : s.z_y;
+  for (int64_t k = 0; k < classes; ++k) {
+    const vf e = exp_nonpositive(load(m + k * W, Full{}) - s.top);
+    const vi at_y = y == (int32_t)k;
+    s.add(e, at_y);
+    squares += at_y ? vf{} : e * e;
+  }
+  const vf total = s.rest + s.e_y;
+  const vf columns[5] = {s.z_y - others, s.e_y / total, s.z_y >= others ? splat(1) : vf{},
+                         square_root(squares + s.rest * s.rest) / total, s.log_total() + (s.top - s.z_y)};
+  for (int i = 0; i < n; ++i)
+    for (int c = 0; c < 5; ++c) out[5 * i + c] = columns[c][i];
+}
+
+// What the loss of W rows comes to, and the gradient's factors; as the row path has them for one row.
+struct TileLoss {
+  vf loss, scale, grad_y, q;
+
+  TileLoss(const Forward& f, const TileSoftmax& s, vf smooth, vf w_y) {
+    const float spread = (float)(f.smoothing / (double)f.classes), weight_sum = (float)f.weight_sum;
+    const vf q_hard = w_y * (float)(1 - f.smoothing), q_y = q_hard + w_y * spread, q_sum = q_hard + spread * weight_sum;
+    const vf log_total = s.log_total(), total = (s.rest + s.e_y) * (float)f.normaliser;
+    loss = q_hard > 0 ? q_hard * (log_total + (s.top - s.z_y)) : vf{};
+    if (f.smoothing > 0) loss += spread * (weight_sum * log_total + smooth);
+    scale = q_sum / total;
+    grad_y = (s.e_y * (q_sum - q_y) - q_y * s.rest) / total;
+    q = splat((float)(spread / f.normaliser));
+  }
+};
+
+inline vi finite(vf v) { return v * 0.0f == 0.0f; }
+
+// A: None where α = 0. AC2's table has one column, whose entry is added at y.
+template <class M, class G, class A, bool kMomentum>
+void narrow_forward(const Forward& f, int64_t begin, int64_t end) {
+  constexpr bool has_alpha = sizeof(A) > 1, float_grad = std::is_same_v<G, float>;
+  const int64_t classes = f.classes;
+  StateTile<std::conditional_t<has_alpha, A, float>, kMomentum> state(f.rows, f.sgd);
+  alignas(64) M m[kNarrow * W] = {};
+  alignas(64) float z[kNarrow * W];  // training logits, then their exponentials, then the gradient
+  alignas(64) G g[float_grad ? 1 : kNarrow * W];
+  const G* const grad = [&] {
+    if constexpr (float_grad) return (const G*)z;
+    else return (const G*)g;
+  }();
+  const bool smooth = f.smoothing > 0;
+
+  for (int64_t start = begin; start < end; start += W) {
+    const int n = (int)(end - start < W ? end - start : W);
+    vi y{}, live{};
+    vf w_y = splat(1);
+    for (int i = 0; i < n; ++i) {
+      const int64_t row = start + i, target = f.target[row];
+      live[i] = target == f.ignore_index ? 0 : -1;
+      y[i] = live[i] ? (int32_t)target : 0;
+      if (f.weight) w_y[i] = f.weight[y[i]];
+      put_row(m, i, (const M*)f.logits + row * f.logits_stride, classes);
+      if (has_alpha) state.id[i] = live[i] ? f.index[row] : -1;
+      if (has_alpha && row + W < end) state.prefetch_row(f.index[row + W]);
+    }
+    if constexpr (has_alpha) {
+      for (int i = n; i < W; ++i) state.id[i] = -1;
+      state.fetch();
+    }
+    if (f.statistics) narrow_statistics(m, classes, y, n, f.statistics + 5 * start);
+
+    TileSoftmax s{splat(kLeast), vf{}};
+    vf bad{};
+    const vf single = has_alpha && f.ac2 ? state.alpha(0) : vf{};
+    for (int64_t k = 0; k < classes; ++k) {
+      vf v = load(m + k * W, Full{});
+      const vi at_y = y == (int32_t)k;
+      bad += v * 0.0f;
+      if (has_alpha) v += !f.ac2 ? state.alpha(k) : at_y ? single : vf{};
+      s.z_y = at_y ? v : s.z_y;
+      s.top = max(v, s.top);
+      store(z + k * W, v, Full{});
+    }
+    vf below{}, lost{};  // Σ_k w_k (top − z_k), compensated
+    for (int64_t k = 0; smooth && k < classes; ++k) {
+      const float w = f.weight ? f.weight[k] : 1;
+      const vf term = (w > 0 ? w * (s.top - load(z + k * W, Full{})) : vf{}) - lost, next = below + term;
+      lost = (next - below) - term;
+      below = next;
+    }
+    for (int64_t k = 0; k < classes; ++k) {
+      const vf e = exp_nonpositive(load(z + k * W, Full{}) - s.top);
+      store(z + k * W, e, Full{});
+      s.add(e, y == (int32_t)k);
+    }
+
+    const TileLoss of(f, s, below, w_y);
+    const vi visible = live & (bad == 0.0f);
+    vi write{};
+    if (f.sgd) write = visible & finite(of.scale * f.grad_output) & finite(of.grad_y * f.grad_output);
+    for (int64_t k = 0; k < classes; ++k) {
+      vf v = load(z + k * W, Full{}) * of.scale;
+      if (smooth) v -= of.q * (f.weight ? f.weight[k] : 1.0f);
+      v = y == (int32_t)k ? of.grad_y : v;
+      v = live ? v : vf{};
+      store(z + k * W, v, Full{});
+      if (!float_grad) store(g + k * W, v, Full{});
+      if (has_alpha && f.sgd && !f.ac2) state.move(k, k == 0 ? vf{} : v * f.grad_output);
+    }
+    if (has_alpha && f.sgd && f.ac2) state.move(0, of.grad_y * f.grad_output);
+
+    for (int i = 0; i < n; ++i) {
+      const int64_t row = start + i, id = f.ids && visible[i] ? f.index[row] : -1;
+      const int32_t slot = f.slot ? f.slot[row] : -1;
+      f.loss[row] = live[i] ? of.loss[i] : 0;
+      if (f.ids) f.ids[row] = id;
+      take_row((G*)f.grad + row * classes, grad, i, classes);
+      if (slot >= 0) {
+        write[i] = 0;
+        f.deferred_ids[slot] = id;
+        if (f.ac2) f.deferred_grad[slot] = of.grad_y[i];
+        else take_row(f.deferred_grad + slot * classes, z, i, classes);
+      } else if (f.accumulators && id >= 0) {
+        add_visit(*f.accumulators, id, f.statistics + 5 * row);
+      }
+    }
+    if (has_alpha && f.sgd) state.write(write);
+  }
+}
+
+}  // namespace
+}  // namespace fastac::cpu
