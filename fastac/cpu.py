@@ -28,6 +28,7 @@ __all__ = [
     "forward_update",
     "read_rows",
     "record",
+    "row_gradient",
     "scale_gradient",
     "sweep",
     "update_rows",
@@ -45,7 +46,7 @@ _ops = torch.ops.fastac_cpu
 _forward, _forward_update = _ops.forward.default, _ops.forward_update.default
 _backward, _scale_gradient = _ops.backward.default, _ops.scale_gradient.default
 _update_rows, _read_rows, _sweep = _ops.update_rows.default, _ops.read_rows.default, _ops.sweep.default
-_record, _advance = _ops.record.default, _ops.advance.default
+_record, _advance, _row_gradient = _ops.record.default, _ops.advance.default, _ops.row_gradient.default
 
 
 def capability() -> str:
@@ -142,6 +143,16 @@ def forward_update(
             *(accumulators or ()),
         )
     )
+
+
+def row_gradient(grad: Tensor, target: Tensor, form: str) -> Tensor:
+    """See fastac.eager.row_gradient."""
+    if form == "ac1":
+        return grad
+    if not _takes(grad, None):
+        return eager.row_gradient(grad, target, form)
+    result: Tensor = _row_gradient(grad, target)
+    return result
 
 
 def backward(grad: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -25,7 +25,6 @@ from torch import Tensor
 from fastac import backends
 from fastac.contract import STATISTICS, Forward, Objective, Rows
 from fastac.dynamics import TrainingDynamics
-from fastac.eager import row_gradient
 from fastac.table import AlphaTable
 
 __all__ = ["cross_entropy", "cross_entropy_update"]
@@ -141,11 +140,13 @@ def _plain_backward(
     table: int,
     dynamics: int,
 ) -> Tensor:
-    if table and len(ids):
-        AlphaTable.from_handle(table).stage(ids, row_gradient(grad, target, form), grad_loss.clone())
-    if dynamics and len(ids):
+    backend = backends.select(grad.device)
+    if table and ids.numel():
+        rows = backend.row_gradient(grad, target, form)
+        AlphaTable.from_handle(table).stage(ids, rows, grad_loss.clone())
+    if dynamics and ids.numel():
         TrainingDynamics.from_handle(dynamics).record(ids, statistics)
-    return backends.select(grad.device).backward(grad, grad_loss, dtype)
+    return backend.backward(grad, grad_loss, dtype)
 
 
 def _backward(grad_loss: Tensor, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

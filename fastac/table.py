@@ -256,7 +256,9 @@ class AlphaTable:
         if self._scaler is not None and self._scaler.is_enabled():
             current = self._scaler._get_scale_async()
             loss_scale = None if current is None else current.detach().clone()
-        self._staged.append(Staged(index, grad.detach(), scale.detach(), loss_scale))
+        if grad.requires_grad or scale.requires_grad:
+            grad, scale = grad.detach(), scale.detach()
+        self._staged.append(Staged(index, grad, scale, loss_scale))
 
     def discard(self) -> None:
         """Forget the row gradients since the last step, as zero_grad() does without a step."""
@@ -271,7 +273,6 @@ class AlphaTable:
         else:
             self._apply(None)
 
-    @torch.no_grad()
     def _apply(self, skip: Tensor | None) -> None:
         lr = self.lr
         assert lr is not None

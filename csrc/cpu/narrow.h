@@ -145,20 +145,33 @@ void narrow_update(const Update& u, int64_t begin, int64_t end) {
 
 // --- the loss ---
 
+// A sum that keeps what each addition rounds away (Knuth's two-sum), off the chain of additions.
+struct Sum {
+  vf high{}, low{};
+  ALWAYS_INLINE void add(vf term) {
+    const vf next = high + term, added = next - high;
+    low += (high - (next - added)) + (term - added);
+    high = next;
+  }
+  vf total() const { return high + low; }
+};
+
 // A softmax over a tile's columns, of which y is kept apart; see Softmax in kernels.cpp.
 struct TileSoftmax {
-  vf top, z_y, rest{}, lost{}, e_y{};
+  vf top, z_y, e_y{};
+  Sum sum{};
 
-  // e: the exponential of one column, at_y: the lanes whose y it is. Compensated.
+  // e: the exponential of one column, at_y: the lanes whose y it is.
   ALWAYS_INLINE void add(vf e, vi at_y) {
     e_y = at_y ? e : e_y;
-    const vf term = (at_y ? vf{} : e) - lost, next = rest + term;
-    lost = (next - rest) - term;
-    rest = next;
+    sum.add(at_y ? vf{} : e);
   }
 
   // log Σe, with the whole precision of a small one: the highest exponential is 1.
-  vf log_total() const { return log1p_finite(z_y >= top ? rest : (rest - 1.0f) + e_y); }
+  vf log_total() const {
+    const vf rest = sum.total();
+    return log1p_finite(z_y >= top ? rest : (rest - 1.0f) + e_y);
+  }
 };
 
 // Training dynamics of W rows of logits m; see fastac.eager.dynamics.
@@ -179,9 +192,9 @@ void narrow_statistics(const M* m, int64_t classes, vi y, int n, float* out) {
     s.add(e, at_y);
     squares += at_y ? vf{} : e * e;
   }
-  const vf total = s.rest + s.e_y;
+  const vf rest = s.sum.total(), total = rest + s.e_y;
   const vf columns[5] = {s.z_y - others, s.e_y / total, s.z_y >= others ? splat(1) : vf{},
-                         square_root(squares + s.rest * s.rest) / total, s.log_total() + (s.top - s.z_y)};
+                         square_root(squares + rest * rest) / total, s.log_total() + (s.top - s.z_y)};
   for (int i = 0; i < n; ++i)
     for (int c = 0; c < 5; ++c) out[5 * i + c] = columns[c][i];
 }
@@ -193,11 +206,11 @@ struct TileLoss {
   TileLoss(const Forward& f, const TileSoftmax& s, vf smooth, vf w_y) {
     const float spread = (float)(f.smoothing / (double)f.classes), weight_sum = (float)f.weight_sum;
     const vf q_hard = w_y * (float)(1 - f.smoothing), q_y = q_hard + w_y * spread, q_sum = q_hard + spread * weight_sum;
-    const vf log_total = s.log_total(), total = (s.rest + s.e_y) * (float)f.normaliser;
+    const vf log_total = s.log_total(), rest = s.sum.total(), total = (rest + s.e_y) * (float)f.normaliser;
     loss = q_hard > 0 ? q_hard * (log_total + (s.top - s.z_y)) : vf{};
     if (f.smoothing > 0) loss += spread * (weight_sum * log_total + smooth);
     scale = q_sum / total;
-    grad_y = (s.e_y * (q_sum - q_y) - q_y * s.rest) / total;
+    grad_y = (s.e_y * (q_sum - q_y) - q_y * rest) / total;
     q = splat((float)(spread / f.normaliser));
   }
 };
@@ -250,12 +263,10 @@ void narrow_forward(const Forward& f, int64_t begin, int64_t end) {
       s.top = max(v, s.top);
       store(z + k * W, v, Full{});
     }
-    vf below{}, lost{};  // Σ_k w_k (top − z_k), compensated
+    Sum below;  // Σ_k w_k (top − z_k)
     for (int64_t k = 0; smooth && k < classes; ++k) {
       const float w = f.weight ? f.weight[k] : 1;
-      const vf term = (w > 0 ? w * (s.top - load(z + k * W, Full{})) : vf{}) - lost, next = below + term;
-      lost = (next - below) - term;
-      below = next;
+      if (w > 0) below.add(w * (s.top - load(z + k * W, Full{})));
     }
     for (int64_t k = 0; k < classes; ++k) {
       const vf e = exp_nonpositive(load(z + k * W, Full{}) - s.top);
@@ -263,7 +274,7 @@ void narrow_forward(const Forward& f, int64_t begin, int64_t end) {
       s.add(e, y == (int32_t)k);
     }
 
-    const TileLoss of(f, s, below, w_y);
+    const TileLoss of(f, s, below.total(), w_y);
     const vi visible = live & (bad == 0.0f);
     vi write{};
     if (f.sgd) write = visible & finite(of.scale * f.grad_output) & finite(of.grad_y * f.grad_output);

@@ -271,9 +271,11 @@ void set_normaliser(Forward& f, const Call& call, int64_t n) {
   }
   f.normaliser = 1;
   if (call.reduction != "mean") return;
-  f.normaliser = 0;
-  for (int64_t i = 0; i < n; ++i)
-    f.normaliser += f.target[i] == f.ignore_index ? 0 : w ? w[f.target[i]] : 1;
+  int64_t kept = 0;
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) kept += f.target[i] != f.ignore_index;
+  for (int64_t i = 0; w && i < n; ++i) sum += f.target[i] == f.ignore_index ? 0 : w[f.target[i]];
+  f.normaliser = w ? sum : (double)kept;
 }
 
 // Ids that came more than once: all have been read, now they are written, each by the sum of its gradients.
@@ -455,6 +457,20 @@ void record(const Tensor& visits, const Tensor& sums, const Tensor& forgetting, 
   written({&visits, &sums, &forgetting, &was_correct});
 }
 
+// AC2: a row's entry at its target; 0 where the target is ignored, as the gradient is throughout.
+Tensor row_gradient(const Tensor& grad, const Tensor& target) {
+  check(grad.dim() == 2 && grad.scalar_type() == at::kFloat && target.dim() == 1 && target.size(0) == grad.size(0) &&
+            target.scalar_type() == at::kLong, "a gradient (B, K) float32 and target (B,) int64");
+  const Tensor g = grad.contiguous(), t = target.contiguous();
+  const int64_t n = g.size(0), classes = g.size(1);
+  Tensor out = at::empty({n}, g.options());
+  const float* from = g.const_data_ptr<float>();
+  const int64_t* y = t.const_data_ptr<int64_t>();
+  float* to = out.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < n; ++i) to[i] = (uint64_t)y[i] < (uint64_t)classes ? from[i * classes + y[i]] : 0;
+  return out;
+}
+
 void run_scaled(const Tensor& from, const Tensor& scale, const Tensor& to) {
   const Factor factor(scale, from.size(0));
   const int64_t size = from.numel(), columns = scale.dim() ? from.size(1) : 4096;
@@ -572,6 +588,7 @@ TORCH_LIBRARY(fastac_cpu, m) {
         "Tensor(g!)? was_correct=None) "
         "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("update_rows(" ROWS ", Tensor ids, Tensor grad, Tensor? scale, Tensor lr, " SGD ", Tensor? skip) -> ()");
+  m.def("row_gradient(Tensor grad, Tensor target) -> Tensor");
   m.def("backward(Tensor grad, Tensor scale, ScalarType dtype) -> Tensor");
   m.def("scale_gradient(Tensor(a!) grad, Tensor scale) -> ()");
   m.def("record(" ACCUMULATORS ", Tensor ids, Tensor statistics) -> ()");
@@ -587,6 +604,7 @@ TORCH_LIBRARY_IMPL(fastac_cpu, CPU, m) {
   m.impl("forward", &forward);
   m.impl("forward_update", &forward_update);
   m.impl("update_rows", &update_rows);
+  m.impl("row_gradient", &row_gradient);
   m.impl("backward", &backward);
   m.impl("scale_gradient", &scale_gradient);
   m.impl("record", &record);
