@@ -94,7 +94,7 @@ void wide_update(const Update& u, int64_t begin, int64_t end) {
 
 void update(const Update& u, int64_t begin, int64_t end) {
   with_rows(&u.rows, [&]<class A, bool kMomentum>() {
-    u.rows.columns <= kNarrow ? narrow_update<A, kMomentum>(u, begin, end)
+    u.rows.columns <= kNarrowUpdate ? narrow_update<A, kMomentum>(u, begin, end)
                               : wide_update<A, kMomentum>(u, begin, end);
   });
 }

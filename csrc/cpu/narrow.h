@@ -13,16 +13,61 @@ namespace {
 constexpr float kLeast = -3.402823466e38f;
 struct None {};  // α's type where there is none
 
-constexpr int64_t kNarrow = 32;  // columns up to which this is faster than a row at a time
+constexpr int64_t kNarrow = 64;       // columns up to which the loss is faster in tiles
+constexpr int64_t kNarrowUpdate = 4;  // and an update of the table alone
 
+// Four times four elements: to[j][i] = from[i][j].
 template <class T>
-inline void put_row(T* tile, int lane, const T* row, int64_t columns) {
-  for (int64_t k = 0; k < columns; ++k) tile[k * W + lane] = row[k];
+ALWAYS_INLINE inline void transpose(const T* const (&from)[4], T* const (&to)[4]) {
+#if defined(__SSE2__)
+  if constexpr (sizeof(T) == 4) {
+    __m128 a = _mm_loadu_ps(from[0]), b = _mm_loadu_ps(from[1]), c = _mm_loadu_ps(from[2]), d = _mm_loadu_ps(from[3]);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(to[0], a);
+    _mm_storeu_ps(to[1], b);
+    _mm_storeu_ps(to[2], c);
+    _mm_storeu_ps(to[3], d);
+  } else {
+    const auto row = [&](int i) { return _mm_loadl_epi64((const __m128i*)from[i]); };
+    const __m128i ab = _mm_unpacklo_epi16(row(0), row(1)), cd = _mm_unpacklo_epi16(row(2), row(3));
+    const __m128i low = _mm_unpacklo_epi32(ab, cd), high = _mm_unpackhi_epi32(ab, cd);
+    _mm_storel_epi64((__m128i*)to[0], low);
+    _mm_storeh_pd((double*)to[1], (__m128d)low);
+    _mm_storel_epi64((__m128i*)to[2], high);
+    _mm_storeh_pd((double*)to[3], (__m128d)high);
+  }
+#else
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) to[j][i] = from[i][j];
+#endif
 }
 
-template <class T>
-inline void take_row(T* row, const T* tile, int lane, int64_t columns) {
-  for (int64_t k = 0; k < columns; ++k) row[k] = tile[k * W + lane];
+// Copies n rows into a tile, or (kOut) out of it. row(lane): the address of a lane's row, or null for none.
+template <bool kOut, class T, class F>
+ALWAYS_INLINE inline void copy_rows(T* tile, int n, int64_t columns, F row) {
+  const auto one = [&](T* p, int lane, int64_t begin) {
+    for (int64_t k = begin; k < columns; ++k) kOut ? p[k] = tile[k * W + lane] : tile[k * W + lane] = p[k];
+  };
+  for (int lane = 0; lane < n;) {
+    if (lane + 4 <= n) {
+      T* const p[4] = {row(lane), row(lane + 1), row(lane + 2), row(lane + 3)};
+      if (p[0] && p[1] && p[2] && p[3]) {
+        int64_t k = 0;
+        for (; k + 4 <= columns; k += 4) {
+          T* const t = tile + k * W + lane;
+          T* const columns_of[4] = {t, t + W, t + 2 * W, t + 3 * W};
+          T* const rows_of[4] = {p[0] + k, p[1] + k, p[2] + k, p[3] + k};
+          if (kOut) transpose<T>({columns_of[0], columns_of[1], columns_of[2], columns_of[3]}, rows_of);
+          else transpose<T>({rows_of[0], rows_of[1], rows_of[2], rows_of[3]}, columns_of);
+        }
+        for (int i = 0; i < 4; ++i) one(p[i], lane + i, k);
+        lane += 4;
+        continue;
+      }
+    }
+    if (T* p = row(lane)) one(p, lane, 0);
+    ++lane;
+  }
 }
 
 // W rows of the table on their way to a new state, as RowState is one.
@@ -43,14 +88,16 @@ struct StateTile {
     step_hash = hash_step(sgd->seed, rows->clock.steps + 1);
   }
 
+  A* row(void* state, int64_t id) const { return id < 0 ? nullptr : (A*)state + id * rows->columns; }
+
   void fetch() {
     for (int i = 0; i < W; ++i) {
       if (id[i] < 0) continue;
       const Coefficients own(rows->clock, rows->last[id[i]]);
       for (int j = 0; j < (kMomentum ? 4 : 1); ++j) c[j][i] = own.c[j];
-      put_row(a, i, (const A*)rows->alpha + id[i] * rows->columns, rows->columns);
-      if (kMomentum) put_row(b, i, (const A*)rows->momentum + id[i] * rows->columns, rows->columns);
     }
+    copy_rows<false>(a, W, rows->columns, [&](int i) { return row(rows->alpha, id[i]); });
+    if (kMomentum) copy_rows<false>(b, W, rows->columns, [&](int i) { return row(rows->momentum, id[i]); });
     if (sizeof(A) == 2) {
       vu low, high;
       for (int i = 0; i < W; ++i) low[i] = (uint32_t)id[i], high[i] = (uint32_t)((uint64_t)id[i] >> 32);
@@ -86,14 +133,15 @@ struct StateTile {
     }
   }
 
-  void write(vi mask) const {
+  // Stores the rows of the lanes that `mask` names.
+  void write(vi mask) {
     for (int i = 0; i < W; ++i) {
-      if (!mask[i]) continue;
-      take_row((A*)rows->alpha + id[i] * rows->columns, a, i, rows->columns);
-      if (kMomentum && optimizer.write_b)
-        take_row((A*)rows->momentum + id[i] * rows->columns, b, i, rows->columns);
-      rows->last[id[i]] = (int32_t)(rows->clock.steps + 1);
+      if (!mask[i]) id[i] = -1;
+      else rows->last[id[i]] = (int32_t)(rows->clock.steps + 1);
     }
+    copy_rows<true>(a, W, rows->columns, [&](int i) { return row(rows->alpha, id[i]); });
+    if (kMomentum && optimizer.write_b)
+      copy_rows<true>(b, W, rows->columns, [&](int i) { return row(rows->momentum, id[i]); });
   }
 
   void prefetch_row(int64_t later) const {
@@ -226,9 +274,9 @@ void narrow_forward(const Forward& f, int64_t begin, int64_t end) {
   alignas(64) M m[kNarrow * W] = {};
   alignas(64) float z[kNarrow * W];  // training logits, then their exponentials, then the gradient
   alignas(64) G g[float_grad ? 1 : kNarrow * W];
-  const G* const grad = [&] {
-    if constexpr (float_grad) return (const G*)z;
-    else return (const G*)g;
+  G* const grad = [&] {
+    if constexpr (float_grad) return z;
+    else return g;
   }();
   const bool smooth = f.smoothing > 0;
 
@@ -241,10 +289,10 @@ void narrow_forward(const Forward& f, int64_t begin, int64_t end) {
       live[i] = target == f.ignore_index ? 0 : -1;
       y[i] = live[i] ? (int32_t)target : 0;
       if (f.weight) w_y[i] = f.weight[y[i]];
-      put_row(m, i, (const M*)f.logits + row * f.logits_stride, classes);
       if (has_alpha) state.id[i] = live[i] ? f.index[row] : -1;
       if (has_alpha && row + W < end) state.prefetch_row(f.index[row + W]);
     }
+    copy_rows<false>(m, n, classes, [&](int i) { return (M*)f.logits + (start + i) * f.logits_stride; });
     if constexpr (has_alpha) {
       for (int i = n; i < W; ++i) state.id[i] = -1;
       state.fetch();
@@ -289,17 +337,19 @@ void narrow_forward(const Forward& f, int64_t begin, int64_t end) {
     }
     if (has_alpha && f.sgd && f.ac2) state.move(0, of.grad_y * f.grad_output);
 
-    for (int i = 0; i < n; ++i) {
-      const int64_t row = start + i, id = f.ids && visible[i] ? f.index[row] : -1;
+    const vf loss = live ? of.loss : vf{};
+    if (n == W) store(f.loss + start, loss, Full{});
+    else store(f.loss + start, loss, Part{n});
+    copy_rows<true>(grad, n, classes, [&](int i) { return (G*)f.grad + (start + i) * classes; });
+    for (int i = 0; f.ids && i < n; ++i) f.ids[start + i] = visible[i] ? f.index[start + i] : -1;
+    for (int i = 0; (f.slot || f.accumulators) && i < n; ++i) {
+      const int64_t row = start + i, id = f.ids[row];
       const int32_t slot = f.slot ? f.slot[row] : -1;
-      f.loss[row] = live[i] ? of.loss[i] : 0;
-      if (f.ids) f.ids[row] = id;
-      take_row((G*)f.grad + row * classes, grad, i, classes);
       if (slot >= 0) {
         write[i] = 0;
         f.deferred_ids[slot] = id;
         if (f.ac2) f.deferred_grad[slot] = of.grad_y[i];
-        else take_row(f.deferred_grad + slot * classes, z, i, classes);
+        for (int64_t k = 0; !f.ac2 && k < classes; ++k) f.deferred_grad[slot * classes + k] = z[k * W + i];
       } else if (f.accumulators && id >= 0) {
         add_visit(*f.accumulators, id, f.statistics + 5 * row);
       }
