@@ -260,7 +260,7 @@ struct ForwardRow {
       const int64_t y = this->y;
       each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
         if (fetch) {
-          if (!last) prefetch(pm + (k - begin));
+          if (!last || sizeof(A) == 1) prefetch(pm + (k - begin));
           if constexpr (sizeof(A) > 1) {
             prefetch(pa + (k - begin));
             if (kMomentum) prefetch(pb + (k - begin));
@@ -366,7 +366,7 @@ void wide_forward(const Forward& f, int64_t begin, int64_t end) {
       const RowState<A, kMomentum> state = row;
       const float* const e = r.e;
       const M* const next_m = r.next_m;
-      const bool smooth = f.smoothing > 0, fetch_m = one && classes > 512;
+      const bool smooth = f.smoothing > 0, fetch_m = has_alpha && one && classes > 512;
       const float grad_output = f.grad_output;
       r.each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
         vf g = load(e + k, part) * factor;
