@@ -146,18 +146,18 @@ void row_statistics(const M* m, int64_t classes, int64_t y, float* out) {
   });
   const float others = max_lane(top), m_y = max_lane(load(m + y, Part{1}, -INFINITY));
   const float highest = others > m_y ? others : m_y;
-  vf sum{}, squares{};
-  each_vector(0, classes, [&](int64_t k, auto part) ALWAYS_INLINE {
+  Sum sums[2];  // of e but e_y, and of their squares
+  sum_columns(0, classes, 0, sums, [&](int64_t k, auto part, vf* run) ALWAYS_INLINE {
     vf e = exp_nonpositive(load(m + k, part, -INFINITY) - highest);
     if (holds(k, part.n, y)) e = with_lane(e, y - k, 0);
-    sum += e;
-    squares += e * e;
+    run[0] += e;
+    run[1] += e * e;
   });
-  const double rest = sum_lanes(sum), e_y = exp((double)m_y - highest), total = rest + e_y;
+  const double rest = sums[0].total_of_lanes(), e_y = exp((double)m_y - highest), total = rest + e_y;
   out[0] = m_y - others;
   out[1] = (float)(e_y / total);
   out[2] = m_y >= others;
-  out[3] = (float)(sqrt(sum_lanes(squares) + rest * rest) / total);  // 1 - p_y is rest / total
+  out[3] = (float)(sqrt(sums[1].total_of_lanes() + rest * rest) / total);  // 1 - p_y is rest / total
   out[4] = (float)(log(total) + ((double)highest - m_y));
 }
 
@@ -188,11 +188,20 @@ struct ForwardRow {
     return end < f.classes ? end : f.classes;
   }
 
+  int64_t chunk_begin(int64_t chunk) const { return chunk == 0 ? 0 : chunk_end(chunk - 1); }
+
   // f(k, part) over the columns of a chunk.
   template <class F>
   ALWAYS_INLINE void each(int64_t chunk, F f) const {
-    const bool first = chunk == 0;
-    each_vector(first ? 0 : chunk_end(chunk - 1), chunk_end(chunk), f, first ? head : 0);
+    each_vector(chunk_begin(chunk), chunk_end(chunk), f, chunk == 0 ? head : 0);
+  }
+
+  // The sum of what f(k, part, run) adds to *run.
+  template <class F>
+  ALWAYS_INLINE double sum(int64_t chunk, F f) const {
+    Sum sums[1];
+    sum_columns(chunk_begin(chunk), chunk_end(chunk), chunk == 0 ? head : 0, sums, f);
+    return sums[0].total_of_lanes();
   }
 
   vf weights(int64_t k, Full part) const { return f.weight ? load(f.weight + k, part) : splat(1); }
@@ -223,25 +232,20 @@ struct ForwardRow {
   }
 
   double smoothing_terms(int64_t chunk, float top) const {
-    vf sum{}, lost{};  // compensated: many terms of one sign and size
-    each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
+    return sum(chunk, [&](int64_t k, auto part, vf* run) ALWAYS_INLINE {
       const vf w = weights(k, part);
-      const vf term = (w > 0 ? w * (top - load(e + k, part)) : vf{}) - lost, next = sum + term;
-      lost = (next - sum) - term;
-      sum = next;
+      *run += w > 0 ? w * (top - load(e + k, part)) : vf{};
     });
-    return sum_lanes(sum);
   }
 
-  double weight_between(int64_t begin, int64_t end) const {
-    if (!f.weight) return (double)(end - begin);
-    vf sum{};
-    each_vector(begin, end, [&](int64_t k, auto part) ALWAYS_INLINE { sum += weights(k, part); });
-    return sum_lanes(sum);
+  double weight_of(int64_t chunk) const {
+    if (!f.weight) return (double)(chunk_end(chunk) - chunk_begin(chunk));
+    return sum(chunk, [&](int64_t k, auto part, vf* run) ALWAYS_INLINE { *run += weights(k, part); });
   }
 
   Softmax softmax() const {
     Softmax s;
+    double weight_before = 0;
     for (int64_t begin = 0, end, chunk = 0; begin < f.classes; begin = end, ++chunk) {
       end = chunk_end(chunk);
       const float top = tops[chunk] = training_logits(chunk, s);
@@ -255,10 +259,9 @@ struct ForwardRow {
       if constexpr (sizeof(A) > 1) {
         if (!last) pa = row->a + end, pb = row->b + end;
       }
-      vf rest{};
       float* const e = this->e;
       const int64_t y = this->y;
-      each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
+      const double rest = sum(chunk, [&](int64_t k, auto part, vf* run) ALWAYS_INLINE {
         if (fetch) {
           if (!last || sizeof(A) == 1) prefetch(pm + (k - begin));
           if constexpr (sizeof(A) > 1) {
@@ -268,16 +271,18 @@ struct ForwardRow {
         }
         vf v = exp_nonpositive(load(e + k, part, -INFINITY) - top);
         store(e + k, v, part);
-        rest += holds(k, part.n, y) ? with_lane(v, y - k, 0) : v;
+        *run += holds(k, part.n, y) ? with_lane(v, y - k, 0) : v;
       });
       const float e_y = has_y ? e[y] : 0;
       s.highest = top > before ? top : before;
       const double older = begin ? exp(before - s.highest) : 0, newer = top == s.highest ? 1 : exp(top - s.highest);
       if (f.smoothing > 0) {
-        s.smooth += begin ? weight_between(0, begin) * (s.highest - before) : 0;
-        s.smooth += smooth + weight_between(begin, end) * (s.highest - top);
+        const double weight = weight_of(chunk);
+        s.smooth += begin ? weight_before * (s.highest - before) : 0;
+        s.smooth += smooth + weight * (s.highest - top);
+        weight_before += weight;
       }
-      s.rest = s.rest * older + sum_lanes(rest) * newer;
+      s.rest = s.rest * older + rest * newer;
       s.e_y = s.e_y * older + e_y * newer;
     }
     return s;

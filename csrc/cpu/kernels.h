@@ -23,7 +23,8 @@ struct Rows {
   Clock clock;
 };
 
-// The linear optimizer of the step to come. seed: of bfloat16's stochastic rounding.
+// The linear optimizer of the step to come. lr: folded history's with the whole tail of momentum. seed: of bfloat16's
+// stochastic rounding.
 struct Sgd {
   float lr, momentum, weight_decay;
   bool nesterov, folded, gauge;  // gauge: column 0 stays zero (AC1)

@@ -193,17 +193,6 @@ void narrow_update(const Update& u, int64_t begin, int64_t end) {
 
 // --- the loss ---
 
-// A sum that keeps what each addition rounds away (Knuth's two-sum), off the chain of additions.
-struct Sum {
-  vf high{}, low{};
-  ALWAYS_INLINE void add(vf term) {
-    const vf next = high + term, added = next - high;
-    low += (high - (next - added)) + (term - added);
-    high = next;
-  }
-  vf total() const { return high + low; }
-};
-
 // A softmax over a tile's columns, of which y is kept apart; see Softmax in kernels.cpp.
 struct TileSoftmax {
   vf top, z_y, e_y{};
@@ -225,7 +214,8 @@ struct TileSoftmax {
 // Training dynamics of W rows of logits m; see fastac.eager.dynamics.
 template <class M>
 void narrow_statistics(const M* m, int64_t classes, vi y, int n, float* out) {
-  vf others = splat(-INFINITY), squares{};
+  vf others = splat(-INFINITY);
+  Sum squares;
   TileSoftmax s{splat(0), splat(0)};
   for (int64_t k = 0; k < classes; ++k) {
     const vf v = load(m + k * W, Full{});
@@ -238,11 +228,11 @@ void narrow_statistics(const M* m, int64_t classes, vi y, int n, float* out) {
     const vf e = exp_nonpositive(load(m + k * W, Full{}) - s.top);
     const vi at_y = y == (int32_t)k;
     s.add(e, at_y);
-    squares += at_y ? vf{} : e * e;
+    squares.add(at_y ? vf{} : e * e);
   }
   const vf rest = s.sum.total(), total = rest + s.e_y;
   const vf columns[5] = {s.z_y - others, s.e_y / total, s.z_y >= others ? splat(1) : vf{},
-                         square_root(squares + rest * rest) / total, s.log_total() + (s.top - s.z_y)};
+                         square_root(squares.total() + rest * rest) / total, s.log_total() + (s.top - s.z_y)};
   for (int i = 0; i < n; ++i)
     for (int c = 0; c < 5; ++c) out[5 * i + c] = columns[c][i];
 }

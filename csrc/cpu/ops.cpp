@@ -111,7 +111,8 @@ Rows make_rows(const Tensor& alpha, const OptionalTensor& momentum, const Tensor
 Sgd make_sgd(const Tensor& lr, double momentum, double weight_decay, bool nesterov, bool folded, int64_t seed,
              bool gauge) {
   check(lr.scalar_type() == at::kDouble, "the clock's learning rate in float64");
-  return {(float)*lr.const_data_ptr<double>(), (float)momentum, (float)weight_decay, nesterov, folded, gauge, seed};
+  const double eta = *lr.const_data_ptr<double>();
+  return {(float)(folded ? eta / (1 - momentum) : eta), (float)momentum, (float)weight_decay, nesterov, folded, gauge, seed};
 }
 
 template <class F>

@@ -48,7 +48,7 @@ struct Optimizer {
            : sgd.nesterov                                   ? Step::nesterov
                                                             : Step::heavy_ball;
     write_b = !sgd.folded;
-    lr = sgd.folded ? sgd.lr / (1 - sgd.momentum) : sgd.lr;
+    lr = sgd.lr;
     momentum = sgd.momentum;
     weight_decay = sgd.weight_decay;
   }

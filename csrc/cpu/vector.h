@@ -89,6 +89,43 @@ inline float sum_lanes(vf v) {
 #endif
 }
 
+// A sum that keeps what each addition rounds away (Knuth's two-sum), off the chain of additions.
+struct Sum {
+  vf high{}, low{};
+  ALWAYS_INLINE void add(vf term) {
+    const vf next = high + term, added = next - high;
+    low += (high - (next - added)) + (term - added);
+    high = next;
+  }
+  vf total() const { return high + low; }
+  // Over the lanes as well.
+  double total_of_lanes() const {
+    float a[W], b[W];
+    double d[W / 2];
+    std::memcpy(a, &high, sizeof a);
+    std::memcpy(b, &low, sizeof b);
+    for (int i = 0; i < W / 2; ++i) d[i] = ((double)a[i] + a[i + W / 2]) + ((double)b[i] + b[i + W / 2]);
+    for (int half = W / 4; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) d[i] += d[i + half];
+    return d[0];
+  }
+};
+
+// Sums over the columns [begin, end), N at once: f(k, part, run) adds its terms to run[0..N), which after every few
+// vectors, before their roundings add up, go on to sums[0..N).
+template <int N, class F>
+ALWAYS_INLINE inline void sum_columns(int64_t begin, int64_t end, int64_t head, Sum (&sums)[N], F f) {
+  constexpr int64_t kRun = 16 * W;
+  while (begin < end) {
+    const int64_t stop = end - begin < head + kRun ? end : begin + head + kRun;
+    vf run[N] = {};
+    each_vector(begin, stop, [&](int64_t k, auto part) ALWAYS_INLINE { f(k, part, run); }, head);
+    for (int i = 0; i < N; ++i) sums[i].add(run[i]);
+    begin = stop;
+    head = 0;
+  }
+}
+
 // --- loads: lanes beyond the row are `fill` ---
 
 inline vf load(const float* p, Full, float = 0) {
