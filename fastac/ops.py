@@ -223,7 +223,6 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return None, None, None, None
-        saved = ctx.saved_tensors
         plain = ctx.plain and not torch.is_grad_enabled() and _is_plain(grad_loss)
         grad_anchor = None
         if ctx.in_place:
@@ -232,13 +231,13 @@ class _CrossEntropy(torch.autograd.Function):
                     "update='forward' allows one backward pass for each forward pass: use update='step'"
                 )
             ctx.spent = True
-            grad_logits = saved[0]
+            grad_logits = ctx.saved_tensors[0]
             (_scale_gradient if plain else torch.ops.fastac.scale_gradient)(grad_logits, grad_loss)
         elif plain:
-            grad_logits = _plain_backward(grad_loss, *saved, *ctx.arguments)
+            grad_logits = _plain_backward(grad_loss, *ctx.saved_tensors, *ctx.arguments)
         else:
             grad_logits, grad_anchor = torch.ops.fastac.cross_entropy_backward(
-                grad_loss, *saved, *ctx.arguments
+                grad_loss, *ctx.saved_tensors, *ctx.arguments
             )
         _, logits_wanted, anchor_wanted, _ = ctx.needs_input_grad
         return None, grad_logits if logits_wanted else None, grad_anchor if anchor_wanted else None, None
