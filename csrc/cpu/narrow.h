@@ -255,6 +255,38 @@ struct TileLoss {
 
 inline vi finite(vf v) { return v * 0.0f == 0.0f; }
 
+// What is known of W rows beside their logits. live: lanes with a row that is not ignored.
+struct TileTargets {
+  vi y{}, live{};
+  vf w_y = splat(1);
+
+  TileTargets(const Forward& f, int64_t start, int n) {
+    for (int i = 0; i < n; ++i) {
+      const int64_t target = f.target[start + i];
+      live[i] = target == f.ignore_index ? 0 : -1;
+      y[i] = live[i] ? (int32_t)target : 0;
+      if (f.weight) w_y[i] = f.weight[y[i]];
+    }
+  }
+};
+
+// Rows whose ids are repeated leave their gradient (in z; AC2: grad_y), the others count their visit. Returns the lanes
+// of `write` that are left.
+inline vi defer_or_count(const Forward& f, int64_t start, int n, vi write, const float* z, vf grad_y) {
+  for (int64_t row = start, i = 0; i < n; ++i, ++row) {
+    const int32_t slot = f.slot ? f.slot[row] : -1;
+    if (slot < 0) {
+      if (f.accumulators && f.ids[row] >= 0) add_visit(*f.accumulators, f.ids[row], f.statistics + 5 * row);
+      continue;
+    }
+    write[i] = 0;
+    f.deferred_ids[slot] = f.ids[row];
+    if (f.ac2) f.deferred_grad[slot] = grad_y[i];
+    for (int64_t k = 0; !f.ac2 && k < f.classes; ++k) f.deferred_grad[slot * f.classes + k] = z[k * W + i];
+  }
+  return write;
+}
+
 // A: None where α = 0. AC2's table has one column, whose entry is added at y.
 template <class M, class G, class A, bool kMomentum>
 void narrow_forward(const Forward& f, int64_t begin, int64_t end) {
@@ -272,19 +304,14 @@ void narrow_forward(const Forward& f, int64_t begin, int64_t end) {
 
   for (int64_t start = begin; start < end; start += W) {
     const int n = (int)(end - start < W ? end - start : W);
-    vi y{}, live{};
-    vf w_y = splat(1);
-    for (int i = 0; i < n; ++i) {
-      const int64_t row = start + i, target = f.target[row];
-      live[i] = target == f.ignore_index ? 0 : -1;
-      y[i] = live[i] ? (int32_t)target : 0;
-      if (f.weight) w_y[i] = f.weight[y[i]];
-      if (has_alpha) state.id[i] = live[i] ? f.index[row] : -1;
-      if (has_alpha && row + W < end) state.prefetch_row(f.index[row + W]);
-    }
+    const TileTargets targets(f, start, n);
+    const vi y = targets.y, live = targets.live;
     copy_rows<false>(m, n, classes, [&](int i) { return (M*)f.logits + (start + i) * f.logits_stride; });
     if constexpr (has_alpha) {
-      for (int i = n; i < W; ++i) state.id[i] = -1;
+      for (int i = 0; i < W; ++i) {
+        state.id[i] = live[i] ? f.index[start + i] : -1;
+        if (start + W + i < end) state.prefetch_row(f.index[start + W + i]);
+      }
       state.fetch();
     }
     if (f.statistics) narrow_statistics(m, classes, y, n, f.statistics + 5 * start);
@@ -312,7 +339,7 @@ void narrow_forward(const Forward& f, int64_t begin, int64_t end) {
       s.add(e, y == (int32_t)k);
     }
 
-    const TileLoss of(f, s, below.total(), w_y);
+    const TileLoss of(f, s, below.total(), targets.w_y);
     const vi visible = live & (bad == 0.0f);
     vi write{};
     if (f.sgd) write = visible & finite(of.scale * f.grad_output) & finite(of.grad_y * f.grad_output);
@@ -332,18 +359,7 @@ void narrow_forward(const Forward& f, int64_t begin, int64_t end) {
     else store(f.loss + start, loss, Part{n});
     copy_rows<true>(grad, n, classes, [&](int i) { return (G*)f.grad + (start + i) * classes; });
     for (int i = 0; f.ids && i < n; ++i) f.ids[start + i] = visible[i] ? f.index[start + i] : -1;
-    for (int i = 0; (f.slot || f.accumulators) && i < n; ++i) {
-      const int64_t row = start + i, id = f.ids[row];
-      const int32_t slot = f.slot ? f.slot[row] : -1;
-      if (slot >= 0) {
-        write[i] = 0;
-        f.deferred_ids[slot] = id;
-        if (f.ac2) f.deferred_grad[slot] = of.grad_y[i];
-        for (int64_t k = 0; !f.ac2 && k < classes; ++k) f.deferred_grad[slot * classes + k] = z[k * W + i];
-      } else if (f.accumulators && id >= 0) {
-        add_visit(*f.accumulators, id, f.statistics + 5 * row);
-      }
-    }
+    if (f.slot || f.accumulators) write = defer_or_count(f, start, n, write, z, of.grad_y);
     if (has_alpha && f.sgd) state.write(write);
   }
 }

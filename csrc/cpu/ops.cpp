@@ -112,7 +112,8 @@ Sgd make_sgd(const Tensor& lr, double momentum, double weight_decay, bool nester
              bool gauge) {
   check(lr.scalar_type() == at::kDouble, "the clock's learning rate in float64");
   const double eta = *lr.const_data_ptr<double>();
-  return {(float)(folded ? eta / (1 - momentum) : eta), (float)momentum, (float)weight_decay, nesterov, folded, gauge, seed};
+  return {(float)(folded ? eta / (1 - momentum) : eta), (float)momentum, (float)weight_decay, nesterov, folded, gauge,
+          seed};
 }
 
 template <class F>
@@ -583,7 +584,8 @@ std::vector<std::string> capabilities() {
 
 TORCH_LIBRARY(fastac_cpu, m) {
   m.def("forward(Tensor logits, Tensor target, Tensor? index, Tensor? alpha, Tensor? momentum, Tensor? last, "
-        "Tensor? within, Tensor? tail, Tensor? steps, " OPTIONS ", bool statistics) -> (Tensor, Tensor, Tensor, Tensor)");
+        "Tensor? within, Tensor? tail, Tensor? steps, " OPTIONS ", bool statistics) "
+        "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("forward_update(Tensor logits, Tensor target, Tensor index, " ROWS ", " OPTIONS ", Tensor lr, " SGD
         ", float grad_output, Tensor(d!)? visits=None, Tensor(e!)? sums=None, Tensor(f!)? forgetting=None, "
         "Tensor(g!)? was_correct=None) "
