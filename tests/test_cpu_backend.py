@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastac import eager
 from fastac.clock import StepClock
-from fastac.contract import Objective, Sgd
+from fastac.contract import Backend, Objective, Sgd
 
 cpu = pytest.importorskip("fastac.cpu", reason="the native CPU backend is not built", exc_type=ImportError)
 
@@ -302,6 +302,13 @@ def same_bits(a, b):
     nan = a.isnan()
     kept = [x.masked_fill(nan, 0).view(integers) for x in (a, b)]
     return a.dtype == b.dtype and torch.equal(nan, b.isnan()) and torch.equal(*kept)
+
+
+def test_it_has_every_function_of_the_contract():
+    names = [name for name in vars(Backend) if not name.startswith("_")]
+    assert "row_gradient" in names
+    for module in (cpu, eager):
+        assert set(names) <= set(module.__all__)
 
 
 def test_row_gradient():
