@@ -65,6 +65,7 @@ class StepClock:
         blocks = self.window // self.block
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
         self.lr = torch.zeros((), dtype=torch.float64, device=device)
+        self._set: float | None = None  # what lr was filled with
         self.within = torch.eye(2, dtype=torch.float64, device=device).repeat(self.window, 1, 1)
         self.tail = torch.eye(2, dtype=torch.float64, device=device).repeat(blocks, 1, 1)
         self._identity = torch.eye(2, dtype=torch.float64, device=device)
@@ -80,8 +81,10 @@ class StepClock:
         """The learning rate of the step to come, copied to the device without waiting for it."""
         if isinstance(lr, Tensor):
             self.lr.copy_(lr.detach(), non_blocking=True)
-        else:
+            self._set = None
+        elif lr != self._set:
             self.lr.fill_(lr)
+            self._set = lr
 
     def advance(self, matrix: Tensor, skip: Tensor | None = None) -> None:
         """One step with `matrix` (2, 2) from `step_matrix`. skip: () bool on the device; True leaves all as it is."""

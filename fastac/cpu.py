@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fastac import eager
+from fastac.clock import StepClock
 from fastac.contract import Accumulators, Forward, Objective, Rows, Sgd
-from fastac.eager import advance, backward, record, scale_gradient
 
 __all__ = [
     "advance",
@@ -28,6 +28,7 @@ __all__ = [
     "forward_update",
     "read_rows",
     "record",
+    "row_gradient",
     "scale_gradient",
     "sweep",
     "update_rows",
@@ -41,6 +42,11 @@ if not _LIBRARY.is_file():
     )
 torch.ops.load_library(str(_LIBRARY))
 _ops = torch.ops.fastac_cpu
+# The overloads: looking one up costs as much as a small call.
+_forward, _forward_update = _ops.forward.default, _ops.forward_update.default
+_backward, _scale_gradient = _ops.backward.default, _ops.scale_gradient.default
+_update_rows, _read_rows, _sweep = _ops.update_rows.default, _ops.read_rows.default, _ops.sweep.default
+_record, _advance, _row_gradient = _ops.record.default, _ops.advance.default, _ops.row_gradient.default
 
 
 def capability() -> str:
@@ -54,19 +60,9 @@ def capabilities() -> list[str]:
 
 
 def _takes(tensor: Tensor, rows: Rows | None) -> bool:
-    if tensor.dtype == torch.float64 or tensor.device.type != "cpu":
+    if tensor.dtype == torch.float64 or not tensor.is_cpu:
         return False
     return rows is None or rows.alpha.dtype != torch.float64
-
-
-def _state(rows: Rows) -> tuple[Tensor | None, ...]:
-    clock = rows.clock
-    return rows.alpha, rows.momentum, rows.last, clock.within, clock.tail, clock.steps
-
-
-def _options(objective: Objective, num_samples: int, statistics: bool) -> tuple[object, ...]:
-    weight, form, ignore_index, reduction, label_smoothing = objective
-    return weight, form == "ac2", ignore_index, reduction, label_smoothing, num_samples, statistics
 
 
 def forward(
@@ -82,9 +78,26 @@ def forward(
     """See fastac.eager.forward."""
     if not _takes(logits, rows):
         return eager.forward(logits, target, index, rows, objective, flags, num_samples, statistics)
-    state = (None,) * 6 if rows is None or index is None else _state(rows)
+    weight, form, ignore_index, reduction, label_smoothing = objective
+    if rows is None or index is None:
+        state: tuple[Tensor | None, ...] = (None,) * 6
+    else:
+        alpha, momentum, last, clock = rows
+        state = alpha, momentum, last, clock.within, clock.tail, clock.steps
     return Forward(
-        *_ops.forward.default(logits, target, index, *state, *_options(objective, num_samples, statistics))
+        *_forward(
+            logits,
+            target,
+            index,
+            *state,
+            weight,
+            form == "ac2",
+            ignore_index,
+            reduction,
+            label_smoothing,
+            num_samples,
+            statistics,
+        )
     )
 
 
@@ -105,21 +118,56 @@ def forward_update(
         return eager.forward_update(
             logits, target, index, rows, objective, flags, num_samples, accumulators, sgd, grad_output
         )
-    result = Forward(
-        *_ops.forward_update.default(
+    alpha, momentum, last, clock = rows
+    weight, form, ignore_index, reduction, label_smoothing = objective
+    return Forward(
+        *_forward_update(
             logits,
             target,
             index,
-            *_state(rows),
-            *_options(objective, num_samples, accumulators is not None),
-            rows.clock.lr,
+            alpha,
+            momentum,
+            last,
+            clock.within,
+            clock.tail,
+            clock.steps,
+            weight,
+            form == "ac2",
+            ignore_index,
+            reduction,
+            label_smoothing,
+            num_samples,
+            clock.lr,
             *sgd,
             grad_output,
+            *(accumulators or ()),
         )
     )
-    if accumulators is not None and len(result.ids):
-        record(accumulators, result.ids, result.statistics)
-    return result._replace(grad=result.grad.to(logits.dtype), statistics=result.statistics[:0])
+
+
+def row_gradient(grad: Tensor, target: Tensor, form: str) -> Tensor:
+    """See fastac.eager.row_gradient."""
+    if form == "ac1":
+        return grad
+    if not _takes(grad, None):
+        return eager.row_gradient(grad, target, form)
+    result: Tensor = _row_gradient(grad, target)
+    return result
+
+
+def backward(grad: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """See fastac.eager.backward."""
+    if not _takes(grad, None):
+        return eager.backward(grad, scale, dtype)
+    result: Tensor = _backward(grad, scale, dtype)
+    return result
+
+
+def scale_gradient(grad: Tensor, scale: Tensor) -> None:
+    """See fastac.eager.scale_gradient. Nothing is touched where scale is 1."""
+    if not _takes(grad, None):
+        return eager.scale_gradient(grad, scale)
+    _scale_gradient(grad, scale)
 
 
 def update_rows(
@@ -128,16 +176,36 @@ def update_rows(
     """See fastac.eager.update_rows."""
     if not _takes(grad, rows):
         return eager.update_rows(rows, ids, grad, scale, sgd, skip)
-    if scale is not None:
-        grad = grad * (scale[:, None] if scale.ndim and grad.ndim == 2 else scale)
-    _ops.update_rows.default(*_state(rows), ids, grad, rows.clock.lr, *sgd, skip)
+    alpha, momentum, last, clock = rows
+    _update_rows(
+        alpha,
+        momentum,
+        last,
+        clock.within,
+        clock.tail,
+        clock.steps,
+        ids,
+        grad,
+        scale,
+        clock.lr,
+        *sgd,
+        skip,
+    )
+
+
+def record(accumulators: Accumulators, ids: Tensor, statistics: Tensor) -> None:
+    """See fastac.eager.record."""
+    if not _takes(statistics, None):
+        return eager.record(accumulators, ids, statistics)
+    _record(*accumulators, ids, statistics)
 
 
 def read_rows(rows: Rows, ids: Tensor) -> Tensor:
     """See fastac.eager.read_rows."""
     if not _takes(rows.alpha, rows):
         return eager.read_rows(rows, ids)
-    result: Tensor = _ops.read_rows.default(*_state(rows), ids)
+    alpha, momentum, last, clock = rows
+    result: Tensor = _read_rows(alpha, momentum, last, clock.within, clock.tail, clock.steps, ids)
     return result
 
 
@@ -145,4 +213,13 @@ def sweep(rows: Rows, ids: Tensor, seed: int) -> None:
     """See fastac.eager.sweep."""
     if not _takes(rows.alpha, rows):
         return eager.sweep(rows, ids, seed)
-    _ops.sweep.default(*_state(rows), ids, rows.clock.sweep_every, seed)
+    alpha, momentum, last, clock = rows
+    _sweep(alpha, momentum, last, clock.within, clock.tail, clock.steps, ids, clock.sweep_every, seed)
+
+
+def advance(clock: StepClock, sgd: Sgd, skip: Tensor | None) -> None:
+    """See fastac.eager.advance. Products that no row needs yet are left as they are."""
+    if not clock.steps.is_cpu:
+        return eager.advance(clock, sgd, skip)
+    momentum, weight_decay, nesterov, folded, _ = sgd
+    _advance(clock.within, clock.tail, clock.steps, clock.lr, momentum, weight_decay, nesterov, folded, skip)

@@ -108,10 +108,8 @@ def row_gradient(grad: Tensor, target: Tensor, form: str) -> Tensor:
     """The rows' gradient from that of the training logits (B, K): the same for AC1, its y entry (B,) for AC2."""
     if form == "ac1":
         return grad
-    column = target.clamp(0, grad.shape[1] - 1)[
-        :, None
-    ]  # what is ignored or outside has gradient 0 throughout
-    return grad.gather(1, column)[:, 0]
+    # What is ignored or outside has gradient 0 throughout.
+    return grad.gather(1, target.clamp(0, grad.shape[1] - 1).unsqueeze(1)).squeeze(1)
 
 
 def cross_entropy(

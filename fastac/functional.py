@@ -145,10 +145,8 @@ def _sparse(
     anchor = None if store is None else store.anchor
     if table is None:
         index = None if dynamics is None else index
-        return ops.cross_entropy(logits, target, index, anchor, None, None, None, None, flags, *options)[0]
+        return ops.cross_entropy(logits, target, index, anchor, None, None, None, None, flags, *options)
     state = (table.alpha, table.momentum_buffer, table.last, table.clock.steps)
     if update == "forward" and torch.is_grad_enabled():
-        return ops.cross_entropy_update(logits, target, index, anchor, *state, flags, *options, grad_output)[
-            0
-        ]
-    return ops.cross_entropy(logits, target, index, anchor, *state, flags, *options)[0]
+        return ops.cross_entropy_update(logits, target, index, anchor, *state, flags, *options, grad_output)
+    return ops.cross_entropy(logits, target, index, anchor, *state, flags, *options)

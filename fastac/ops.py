@@ -9,10 +9,14 @@ An operator carries a table by its number (`AlphaTable.handle`) beside the tenso
 torch.compile must see. The one thing it can't see, rows staged in backward, hangs on a value that autograd needs:
 the gradient of `anchor`, a scalar leaf of the table. So no graph breaks, no pass drops or repeats a backward, and
 α learns even where the logits don't require grad.
+
+Where nobody looks on (see _is_plain), `cross_entropy` and `cross_entropy_update` don't call their operator but what
+it would lead to: a small batch's step takes half the time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +25,6 @@ from torch import Tensor
 from fastac import backends
 from fastac.contract import STATISTICS, Forward, Objective, Rows
 from fastac.dynamics import TrainingDynamics
-from fastac.eager import row_gradient
 from fastac.table import AlphaTable
 
 __all__ = ["cross_entropy", "cross_entropy_update"]
@@ -109,22 +112,24 @@ def _forward_update(
     call, grad_output = _Call(*options[:-1]), options[-1]
     table = AlphaTable.from_handle(call.table)
     recorded = TrainingDynamics.from_handle(call.dynamics).accumulators if call.dynamics else None
-    with table.forward_update() as sgd:
-        return backends.select(logits.device).forward_update(
-            logits,
-            target,
-            index,
-            Rows(alpha, momentum, last, table.clock),
-            call.objective,
-            flags,
-            call.num_samples,
-            recorded,
-            sgd,
-            grad_output,
-        )
+    sgd = table.start_forward_update()
+    result = backends.select(logits.device).forward_update(
+        logits,
+        target,
+        index,
+        Rows(alpha, momentum, last, table.clock),
+        call.objective,
+        flags,
+        call.num_samples,
+        recorded,
+        sgd,
+        grad_output,
+    )
+    table.finish_forward_update()
+    return result
 
 
-def _backward(
+def _plain_backward(
     grad_loss: Tensor,
     grad: Tensor,
     target: Tensor,
@@ -134,13 +139,18 @@ def _backward(
     form: str,
     table: int,
     dynamics: int,
-) -> tuple[Tensor, Tensor]:
-    if table and len(ids):
-        AlphaTable.from_handle(table).stage(ids, row_gradient(grad, target, form), grad_loss.clone())
-    if dynamics and len(ids):
+) -> Tensor:
+    backend = backends.select(grad.device)
+    if table and ids.numel():
+        rows = backend.row_gradient(grad, target, form)
+        AlphaTable.from_handle(table).stage(ids, rows, grad_loss.clone())
+    if dynamics and ids.numel():
         TrainingDynamics.from_handle(dynamics).record(ids, statistics)
-    grad_logits = backends.select(grad.device).backward(grad, grad_loss, dtype)
-    return grad_logits, torch.zeros((), device=grad.device)
+    return backend.backward(grad, grad_loss, dtype)
+
+
+def _backward(grad_loss: Tensor, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _plain_backward(grad_loss, grad, *rest), torch.zeros((), device=grad.device)
 
 
 def _scale_gradient(grad: Tensor, scale: Tensor) -> None:
@@ -186,59 +196,92 @@ torch.library.register_fake("fastac::scale_gradient", lambda grad, scale: None, 
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Autograd of both forward operators. (torch.library.register_autograd takes functional operators only.)"""
+    """Autograd of both forward operators. (torch.library.register_autograd takes functional operators only.)
+
+    run: the operator, or its kernel. inputs: its arguments; those that have a gradient come by themselves as well.
+    """
 
     @staticmethod
-    def forward(ctx: Any, op: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, run: Any, logits: Tensor, anchor: Tensor | None, inputs: tuple[Any, ...]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            loss, grad, ids, statistics = op(*inputs)
-        logits, target = inputs[:2]
+            loss, grad, ids, statistics = run(*inputs)
         call = _Call(*inputs[_FIRST:_LAST])
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(grad, ids, statistics)
-        ctx.save_for_backward(grad, target, ids, statistics)
+        ctx.save_for_backward(grad, inputs[1], ids, statistics)
         updates = len(inputs) > _LAST  # update="forward" has nothing left to hand over
         handles = (call.table, call.dynamics) if call.learn and not updates else (0, 0)
         ctx.arguments = (logits.dtype, call.form, *handles)
         # In place where the compiler, which decides for itself what it may overwrite, is not looking on.
         ctx.in_place, ctx.spent = updates and type(grad) is Tensor, False
-        ctx.num_inputs = len(inputs)
+        ctx.plain = run in _KERNELS
+        if ctx.plain:
+            return loss
+        ctx.mark_non_differentiable(grad, ids, statistics)
         return loss, grad, ids, statistics
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
-        grad_logits = grad_anchor = None
-        if grad_loss is not None and ctx.in_place:
+        if grad_loss is None:
+            return None, None, None, None
+        plain = ctx.plain and not torch.is_grad_enabled() and _is_plain(grad_loss)
+        grad_anchor = None
+        if ctx.in_place:
             if ctx.spent:
                 raise RuntimeError(
                     "update='forward' allows one backward pass for each forward pass: use update='step'"
                 )
             ctx.spent = True
             grad_logits = ctx.saved_tensors[0]
-            torch.ops.fastac.scale_gradient(grad_logits, grad_loss)
-        elif grad_loss is not None:
+            (_scale_gradient if plain else torch.ops.fastac.scale_gradient)(grad_logits, grad_loss)
+        elif plain:
+            grad_logits = _plain_backward(grad_loss, *ctx.saved_tensors, *ctx.arguments)
+        else:
             grad_logits, grad_anchor = torch.ops.fastac.cross_entropy_backward(
                 grad_loss, *ctx.saved_tensors, *ctx.arguments
             )
-        wanted = ctx.needs_input_grad[1:]
-        grads: list[Tensor | None] = [None] * ctx.num_inputs
-        anchor = _TENSORS.index("anchor")
-        grads[0] = grad_logits if wanted[0] else None
-        grads[anchor] = grad_anchor if wanted[anchor] else None
-        return None, *grads
+        _, logits_wanted, anchor_wanted, _ = ctx.needs_input_grad
+        return None, grad_logits if logits_wanted else None, grad_anchor if anchor_wanted else None, None
 
 
-def _differentiable(op: Any) -> Any:
-    def kernel(*inputs: Any) -> tuple[Tensor, ...]:
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            return _CrossEntropy.apply(op, *inputs)
+def _is_plain(*tensors: Tensor | None) -> bool:
+    """Whether nothing looks on that must see an operator: no compiler, no mode, no subclass of Tensor."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(x is None or type(x) is Tensor for x in tensors)
+    )
+
+
+def _differentiable(run: Any) -> Callable[..., Any]:
+    def kernel(*inputs: Any) -> Any:
+        logits, anchor = inputs[0], inputs[_ANCHOR]
+        if torch.is_grad_enabled() and (
+            logits.requires_grad or (anchor is not None and anchor.requires_grad)
+        ):
+            return _CrossEntropy.apply(run, logits, anchor, inputs)
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*inputs)
+            outputs = run(*inputs)
+        return outputs[0] if run in _KERNELS else outputs
 
     return kernel
 
 
-cross_entropy = torch.ops.fastac.cross_entropy.default
-cross_entropy_update = torch.ops.fastac.cross_entropy_update.default
-_lib.impl("cross_entropy", _differentiable(cross_entropy), "Autograd")
-_lib.impl("cross_entropy_update", _differentiable(cross_entropy_update), "Autograd")
+_ANCHOR = _TENSORS.index("anchor")
+_KERNELS = (_forward, _forward_update)
+_lib.impl("cross_entropy", _differentiable(torch.ops.fastac.cross_entropy.default), "Autograd")
+_lib.impl("cross_entropy_update", _differentiable(torch.ops.fastac.cross_entropy_update.default), "Autograd")
+_plain_forward, _plain_forward_update = _differentiable(_forward), _differentiable(_forward_update)
+
+
+def cross_entropy(*inputs: Any) -> Tensor:
+    """The loss of the operator `cross_entropy`, with its inputs."""
+    if _is_plain(*inputs[:3]):
+        return _plain_forward(*inputs)
+    return torch.ops.fastac.cross_entropy.default(*inputs)[0]
+
+
+def cross_entropy_update(*inputs: Any) -> Tensor:
+    """The loss of the operator `cross_entropy_update`, with its inputs."""
+    if _is_plain(*inputs[:3]):
+        return _plain_forward_update(*inputs)
+    return torch.ops.fastac.cross_entropy_update.default(*inputs)[0]

@@ -6,11 +6,9 @@ what backward passes ask of it waits in `stage` until the optimizer steps.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import weakref
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -258,20 +256,23 @@ class AlphaTable:
         if self._scaler is not None and self._scaler.is_enabled():
             current = self._scaler._get_scale_async()
             loss_scale = None if current is None else current.detach().clone()
-        self._staged.append(Staged(index, grad.detach(), scale.detach(), loss_scale))
+        if grad.requires_grad or scale.requires_grad:
+            grad, scale = grad.detach(), scale.detach()
+        self._staged.append(Staged(index, grad, scale, loss_scale))
 
     def discard(self) -> None:
         """Forget the row gradients since the last step, as zero_grad() does without a step."""
         self._staged.clear()
 
-    @torch.no_grad()
     def step(self) -> None:
         """One optimizer step, by hand: apply what backward passes staged and advance the clock."""
         self._by_hand("the step")
         self._learning_rate()
-        self._apply_uncompiled(self, None)
+        if torch.compiler.is_compiling():
+            self._apply_uncompiled(self, None)
+        else:
+            self._apply(None)
 
-    @torch.no_grad()
     def _apply(self, skip: Tensor | None) -> None:
         lr = self.lr
         assert lr is not None
@@ -357,9 +358,8 @@ class AlphaTable:
         dist.all_gather(list(whole.chunk(self.world_size)), part, group=self.process_group)
         return whole
 
-    @contextlib.contextmanager
-    def forward_update(self) -> Iterator[Sgd]:
-        """Around a forward pass that writes rows: the optimizer of the step to come, with its learning rate."""
+    def start_forward_update(self) -> Sgd:
+        """Before a forward pass that writes rows: the optimizer of the step to come, with its learning rate."""
         if self._forward_lr is not None:
             raise RuntimeError(
                 "update='forward' writes α in the forward pass, so each needs an optimizer step of its own: a second "
@@ -375,10 +375,12 @@ class AlphaTable:
             )
         if self._optimizer is not None:
             self._read_optimizer()
-        lr = self._learning_rate()
-        self._set_clock_lr(lr)
-        yield self._sgd()
-        self._forward_lr = lr
+        self._set_clock_lr(self._learning_rate())
+        return self._sgd()
+
+    def finish_forward_update(self) -> None:
+        """After it: the rows are written, with this learning rate."""
+        self._forward_lr = self._learning_rate()
 
     def _learning_rate(self) -> float | Tensor:
         if (lr := self.lr) is None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastac import eager
 from fastac.clock import StepClock
 from fastac.contract import STATISTICS, Accumulators, Forward, Objective, Rows, Sgd
+from fastac.eager import row_gradient
 from fastac.extras import require
 from fastac.rng import seed_state
 from fastac.validation import check_range, debugging
@@ -36,6 +37,7 @@ __all__ = [
     "forward_update",
     "read_rows",
     "record",
+    "row_gradient",
     "scale_gradient",
     "sweep",
     "update_rows",

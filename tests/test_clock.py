@@ -87,3 +87,11 @@ def test_the_first_step_of_sgd():
             optimizer.step()
             state = matrix @ state
         torch.testing.assert_close(weight.detach()[0], state[0], rtol=1e-14, atol=0)
+
+
+def test_learning_rates_from_the_host_and_the_device():
+    clock = StepClock(CPU, 16)
+    for lr in (0.1, torch.tensor(0.2), 0.1, 0.1, 0.3, torch.tensor(0.1, requires_grad=True), 0.3):
+        clock.set_lr(lr)
+        assert float(clock.lr) == pytest.approx(float(torch.as_tensor(lr).detach()), rel=1e-7)
+        assert not clock.lr.requires_grad

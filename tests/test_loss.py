@@ -432,6 +432,35 @@ def test_forward_update_refuses_what_it_cannot_do():
         pair.optimizers[0].step()
 
 
+def test_forward_update_of_a_loss_that_is_scaled_afterwards():
+    """α has moved by then; the logits' gradient is that of the scaled loss, in their dtype."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        grads = []
+        for factor in (1.0, 3.0):
+            table = learned(make_table(dtype=torch.float64 if dtype == torch.float64 else torch.float32))
+            logits, target = batch(dtype=dtype)
+            logits.requires_grad_()
+            loss = ac_cross_entropy(logits, target, torch.arange(13), table, update="forward")
+            (loss * factor).backward()
+            assert logits.grad.dtype == dtype
+            grads.append(logits.grad.double())
+        assert grads[0].abs().max() > 0.01
+        assert relative_error(grads[1], 3 * grads[0]) < (1e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
+def test_forward_update_allows_one_backward_pass():
+    """Its gradient is scaled in place."""
+    table = make_table()
+    leaf, target = batch()
+    leaf.requires_grad_()
+    loss = ac_cross_entropy(leaf, target, torch.arange(13), table, update="forward")
+    (loss * 2).backward(retain_graph=True)
+    once = leaf.grad.clone()
+    with pytest.raises(RuntimeError, match="update='forward' allows one backward pass for each forward pass"):
+        loss.backward()
+    assert torch.equal(leaf.grad, once)
+
+
 # --- mixed precision ---------------------------------------------------------------------------------------
 
 

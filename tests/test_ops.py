@@ -1,8 +1,11 @@
 """The operator as torch sees it: opcheck, gradcheck, torch.compile."""
 
+import contextlib
+
 import pytest
 import torch
 from dense import relative_error
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastac
 from fastac.functional import ac_cross_entropy
@@ -55,6 +58,41 @@ def test_the_updating_op_writes_what_its_schema_says():
     written = [a != b for a, b in zip(versions, moved, strict=True)]
     assert written == [False, False, False, False, True, True, True, False, False, False]
     assert not torch.equal(table.alpha, alpha)
+
+
+class Names(TorchDispatchMode):
+    """Notes the operators of this package that pass through the dispatcher."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastac":
+            self.seen.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("form", ["ac1", "ac2"])
+@pytest.mark.parametrize("update", ["step", "forward"])
+def test_who_looks_on_sees_the_operators(form, update):
+    """Where nobody does, their kernels are called without them: the same bits."""
+    results = []
+    for mode in (contextlib.nullcontext(), Names()):
+        net, optimizer, table, criterion = make(form, update=update)
+        for _ in range(3):
+            optimizer.zero_grad()
+            logits = net(torch.randn(B, 4, generator=torch.Generator().manual_seed(1)))
+            with mode:
+                loss = criterion(logits, torch.arange(B) % K, torch.arange(B))
+                (2 * loss).backward()
+            optimizer.step()
+        results.append((loss.detach(), net[0].weight.detach(), table.dense()))
+    both = ["cross_entropy", "cross_entropy_backward"]
+    assert mode.seen == (both if update == "step" else ["cross_entropy_update", "scale_gradient"]) * 3
+    assert results[0][2].abs().max() > 0
+    for plain, seen in zip(*results, strict=True):
+        assert torch.equal(plain, seen)
 
 
 def test_gradcheck():

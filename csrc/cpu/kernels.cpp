@@ -6,145 +6,14 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "narrow.h"
+#include "state.h"
 #include "vector.h"
 
 namespace fastac::cpu {
 namespace {
 
-// Of loops' bodies, which stand in three places each (see each_vector): what they capture must stay in registers.
-#define ALWAYS_INLINE __attribute__((always_inline))
-
 constexpr int64_t kChunk = 2048;  // columns whose logits, α and exponentials stay in the first cache
-constexpr float kLeast = -3.402823466e38f;
-
-struct None {};  // α's type where there is none
-
-// Calls f(k, part) for the vectors of [begin, end); the first `head` columns are a part of their own.
-template <class F>
-ALWAYS_INLINE inline void each_vector(int64_t begin, int64_t end, F f, int64_t head = 0) {
-  int64_t k = begin;
-  if (head > 0) {
-    const int64_t n = head < end - k ? head : end - k;
-    f(k, Part{(int)n});
-    k += n;
-  }
-  for (; k + W <= end; k += W) f(k, Full{});
-  if (k < end) f(k, Part{(int)(end - k)});
-}
-
-inline bool holds(int64_t k, int n, int64_t column) { return (uint64_t)(column - k) < (uint64_t)n; }
-
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
-
-// Rows that are fetched ahead of the one that is computed: α's rows lie anywhere, and memory takes long to answer.
-inline int64_t rows_ahead(int64_t columns) {
-  const int64_t rows = 1024 / columns;
-  return rows < 1 ? 1 : rows > 16 ? 16 : rows;
-}
-
-template <class A>
-inline void prefetch_columns(const A* p, int64_t n) {
-  for (int64_t k = 0; k < n; k += 64 / (int64_t)sizeof(A)) prefetch(p + k);
-  prefetch(p + n - 1);
-}
-
-// C(last) as float32: c[0] a + c[1] b and c[2] a + c[3] b are the row's state now. See StepClock.coefficients.
-struct Coefficients {
-  float c[4] = {1, 0, 0, 1};
-  Coefficients() = default;
-  Coefficients(const Clock& clock, int64_t last) {
-    if (last >= clock.steps) return;
-    const double* t = clock.tail + 4 * ((last >> clock.block_bits) & (clock.blocks - 1));
-    const double* w = clock.within + 4 * (last & (clock.window - 1));
-    c[0] = (float)(t[0] * w[0] + t[1] * w[2]);
-    c[1] = (float)(t[0] * w[1] + t[1] * w[3]);
-    c[2] = (float)(t[2] * w[0] + t[3] * w[2]);
-    c[3] = (float)(t[2] * w[1] + t[3] * w[3]);
-  }
-};
-
-// --- a row's state ---
-
-enum class Step { none, plain, heavy_ball, nesterov };
-
-// One row on its way to a new state: catch-up, then SGD's step, then rounding to the storage.
-template <class A, bool kMomentum>
-struct RowState {
-  A* a;
-  A* b;
-  Coefficients c;
-  Step step;
-  bool write_b;
-  float lr, momentum, weight_decay;
-  uint32_t hash;
-
-  RowState() = default;
-  RowState(const Rows& rows, int64_t id) : c(rows.clock, rows.last[id]) {
-    a = (A*)rows.alpha + id * rows.columns;
-    b = kMomentum ? (A*)rows.momentum + id * rows.columns : nullptr;
-  }
-
-  void catch_up_only(int64_t seed, int64_t now, int64_t id) {
-    step = Step::none;
-    write_b = true;
-    hash = hash_row(seed, now, id);
-  }
-
-  void step_with(const Sgd& sgd, int64_t now, int64_t id) {
-    step = sgd.folded || sgd.momentum == 0 || !kMomentum ? Step::plain
-           : sgd.nesterov                                ? Step::nesterov
-                                                         : Step::heavy_ball;
-    write_b = !sgd.folded;
-    lr = sgd.folded ? sgd.lr / (1 - sgd.momentum) : sgd.lr;
-    momentum = sgd.momentum;
-    weight_decay = sgd.weight_decay;
-    hash = sizeof(A) == 2 ? hash_row(sgd.seed, now, id) : 0;
-  }
-
-  template <class P>
-  ALWAYS_INLINE vf alpha(int64_t k, P part) const {
-    vf v = load(a + k, part) * c.c[0];
-    if constexpr (kMomentum) v += load(b + k, part) * c.c[1];
-    return v;
-  }
-
-  // g: the gradient of these columns.
-  template <class P>
-  ALWAYS_INLINE void write(int64_t k, P part, vf g) const {
-    const vf a0 = load(a + k, part);
-    vf a1 = a0 * c.c[0], b1{};
-    if constexpr (kMomentum) {
-      const vf b0 = load(b + k, part);
-      a1 += b0 * c.c[1];
-      b1 = a0 * c.c[2] + b0 * c.c[3];
-    }
-    if (step != Step::none) {
-      g += a1 * weight_decay;
-      if (step != Step::plain) {
-        b1 = b1 * momentum + g;
-        g = step == Step::nesterov ? g + b1 * momentum : b1;
-      }
-      a1 -= g * lr;
-    }
-    if constexpr (sizeof(A) == 2) {
-      const vu noise = absorb(vu{} + hash, iota() + (uint32_t)k, 0u);
-      store_half(&a[k].bits, round_bf16(a1, noise & 0xffffu), part);
-      if (kMomentum && write_b) store_half(&b[k].bits, round_bf16(b1, noise >> 16), part);
-    } else {
-      store(a + k, a1, part);
-      if (kMomentum && write_b) store(b + k, b1, part);
-    }
-  }
-};
-
-// Calls f.operator()<A, kMomentum>() for the table's storage.
-template <class F>
-inline void with_rows(const Rows* rows, F f) {
-  if (rows->type == Type::float32)
-    rows->momentum ? f.template operator()<float, true>() : f.template operator()<float, false>();
-  else
-    rows->momentum ? f.template operator()<bf16, true>() : f.template operator()<bf16, false>();
-}
 
 void read(const Rows& rows, const int64_t* ids, float* out, int64_t begin, int64_t end) {
   with_rows(&rows, [&]<class A, bool kMomentum>() {
@@ -179,46 +48,89 @@ template <class A, bool kMomentum>
 void update_group(const Update& u, int64_t first, float* sum) {
   const int64_t columns = u.rows.columns;
   int64_t id = -1;
-  const float* g = nullptr;  // the group's gradient: a row as it came, or their sum
+  const float* g = nullptr;  // the group's gradient: a row as it came, or the sum of several times their scales
+  float scale = 1;
   for (int64_t p = first; p >= 0; p = u.next[p]) {
-    const float* row = u.grad + p * u.grad_stride;
-    if (u.ids[p] < 0 || !finite_row(row, columns, u.scale)) continue;
+    const float* row = u.grad + p * columns;
+    const float own = u.scale[p * u.scale_stride];
+    if (u.ids[p] < 0 || !finite_row(row, columns, own)) continue;
     if (g == nullptr) {
       g = row;
+      scale = own;
       id = u.ids[p];
       continue;
     }
     each_vector(0, columns, [&](int64_t k, auto part) ALWAYS_INLINE {
-      store(sum + k, load(g + k, part) + load(row + k, part), part);
+      store(sum + k, load(g + k, part) * scale + load(row + k, part) * own, part);
     });
     g = sum;
+    scale = 1;
   }
   if (g == nullptr) return;
   RowState<A, kMomentum> row(u.rows, id);
   row.step_with(u.sgd, u.rows.clock.steps + 1, id);
   each_vector(0, columns, [&](int64_t k, auto part) ALWAYS_INLINE {
-    vf v = load(g + k, part) * u.scale;
+    vf v = load(g + k, part) * scale;
     if (k == 0 && u.sgd.gauge) v = with_lane(v, 0, 0);
     row.write(k, part, v);
   });
   u.rows.last[id] = (int32_t)(u.rows.clock.steps + 1);
 }
 
-void update(const Update& u, int64_t begin, int64_t end) {
+template <class A, bool kMomentum>
+void wide_update(const Update& u, int64_t begin, int64_t end) {
   float* sum = (float*)malloc(sizeof(float) * u.rows.columns);
-  with_rows(&u.rows, [&]<class A, bool kMomentum>() {
-    for (int64_t i = begin; i < end; ++i) {
-      if (i + 1 < end && u.ids[u.first[i + 1]] >= 0) {
-        const int64_t offset = u.ids[u.first[i + 1]] * u.rows.columns;
-        for (int64_t k = 0; k < u.rows.columns && k < kChunk; k += 64 / sizeof(A)) {
-          prefetch((const A*)u.rows.alpha + offset + k);
-          if (kMomentum) prefetch((const A*)u.rows.momentum + offset + k);
-        }
-      }
-      update_group<A, kMomentum>(u, u.first[i], sum);
+  for (int64_t i = begin; i < end; ++i) {
+    if (i + 1 < end && u.ids[u.first[i + 1]] >= 0) {
+      const int64_t offset = u.ids[u.first[i + 1]] * u.rows.columns;
+      const int64_t columns = u.rows.columns < kChunk ? u.rows.columns : kChunk;
+      prefetch_columns((const A*)u.rows.alpha + offset, columns);
+      if (kMomentum) prefetch_columns((const A*)u.rows.momentum + offset, columns);
     }
-  });
+    update_group<A, kMomentum>(u, u.first[i], sum);
+  }
   free(sum);
+}
+
+void update(const Update& u, int64_t begin, int64_t end) {
+  with_rows(&u.rows, [&]<class A, bool kMomentum>() {
+    u.rows.columns <= kNarrowUpdate ? narrow_update<A, kMomentum>(u, begin, end)
+                              : wide_update<A, kMomentum>(u, begin, end);
+  });
+}
+
+void record(const Record& r, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i)
+    for (int64_t p = r.first[i]; p >= 0; p = r.next[p]) add_visit(r.accumulators, r.ids[p], r.statistics + 5 * p);
+}
+
+// --- the gradient times the incoming one ---
+
+template <class F, class T>
+void scaled_rows(const Scaled& s, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t start = i * s.columns, n = s.columns < s.size - start ? s.columns : s.size - start;
+    const F* from = (const F*)s.from + start;
+    T* to = (T*)s.to + start;
+    const float scale = s.scale[i * s.scale_stride];
+    if (scale == 1 && (const void*)from == (const void*)to) continue;
+    constexpr int64_t vector = W * sizeof(T);
+    const int64_t head = s.stream ? (-(intptr_t)to & (vector - 1)) / (int64_t)sizeof(T) : 0;
+    each_vector(0, n, [&](int64_t k, auto part) ALWAYS_INLINE {
+      const vf v = load(from + k, part) * scale;
+      if (part.n == W && s.stream) store_stream(to + k, v);
+      else store(to + k, v, part);
+    }, head);
+  }
+  if (s.stream) stream_fence();
+}
+
+void scaled(const Scaled& s, int64_t begin, int64_t end) {
+  if (s.from_type == Type::bfloat16) return scaled_rows<bf16, bf16>(s, begin, end);
+  if (s.from_type == Type::float16) return scaled_rows<fp16, fp16>(s, begin, end);
+  if (s.to_type == Type::bfloat16) return scaled_rows<float, bf16>(s, begin, end);
+  if (s.to_type == Type::float16) return scaled_rows<float, fp16>(s, begin, end);
+  scaled_rows<float, float>(s, begin, end);
 }
 
 // --- the loss ---
@@ -234,18 +146,18 @@ void row_statistics(const M* m, int64_t classes, int64_t y, float* out) {
   });
   const float others = max_lane(top), m_y = max_lane(load(m + y, Part{1}, -INFINITY));
   const float highest = others > m_y ? others : m_y;
-  vf sum{}, squares{};
-  each_vector(0, classes, [&](int64_t k, auto part) ALWAYS_INLINE {
+  Sum sums[2];  // of e but e_y, and of their squares
+  sum_columns(0, classes, 0, sums, [&](int64_t k, auto part, vf* run) ALWAYS_INLINE {
     vf e = exp_nonpositive(load(m + k, part, -INFINITY) - highest);
     if (holds(k, part.n, y)) e = with_lane(e, y - k, 0);
-    sum += e;
-    squares += e * e;
+    run[0] += e;
+    run[1] += e * e;
   });
-  const double rest = sum_lanes(sum), e_y = exp((double)m_y - highest), total = rest + e_y;
+  const double rest = sums[0].total_of_lanes(), e_y = exp((double)m_y - highest), total = rest + e_y;
   out[0] = m_y - others;
   out[1] = (float)(e_y / total);
   out[2] = m_y >= others;
-  out[3] = (float)(sqrt(sum_lanes(squares) + rest * rest) / total);  // 1 - p_y is rest / total
+  out[3] = (float)(sqrt(sums[1].total_of_lanes() + rest * rest) / total);  // 1 - p_y is rest / total
   out[4] = (float)(log(total) + ((double)highest - m_y));
 }
 
@@ -269,18 +181,27 @@ struct ForwardRow {
   const A* next_b = nullptr;
   const RowState<A, kMomentum>* row;
   float shift_y;  // AC2's α
-  int64_t y, head;  // the gradient's row is aligned from column `head` on; every pass cuts the row alike
+  int64_t y, head;  // from column `head` on the gradient's row is aligned; every pass cuts the row alike
 
   int64_t chunk_end(int64_t chunk) const {
     const int64_t end = head + (chunk + 1) * kChunk;
     return end < f.classes ? end : f.classes;
   }
 
+  int64_t chunk_begin(int64_t chunk) const { return chunk == 0 ? 0 : chunk_end(chunk - 1); }
+
   // f(k, part) over the columns of a chunk.
   template <class F>
   ALWAYS_INLINE void each(int64_t chunk, F f) const {
-    const bool first = chunk == 0;
-    each_vector(first ? 0 : chunk_end(chunk - 1), chunk_end(chunk), f, first ? head : 0);
+    each_vector(chunk_begin(chunk), chunk_end(chunk), f, chunk == 0 ? head : 0);
+  }
+
+  // The sum of what f(k, part, run) adds to *run.
+  template <class F>
+  ALWAYS_INLINE double sum(int64_t chunk, F f) const {
+    Sum sums[1];
+    sum_columns(chunk_begin(chunk), chunk_end(chunk), chunk == 0 ? head : 0, sums, f);
+    return sums[0].total_of_lanes();
   }
 
   vf weights(int64_t k, Full part) const { return f.weight ? load(f.weight + k, part) : splat(1); }
@@ -311,25 +232,20 @@ struct ForwardRow {
   }
 
   double smoothing_terms(int64_t chunk, float top) const {
-    vf sum{}, lost{};  // compensated: many terms of one sign and size
-    each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
+    return sum(chunk, [&](int64_t k, auto part, vf* run) ALWAYS_INLINE {
       const vf w = weights(k, part);
-      const vf term = (w > 0 ? w * (top - load(e + k, part)) : vf{}) - lost, next = sum + term;
-      lost = (next - sum) - term;
-      sum = next;
+      *run += w > 0 ? w * (top - load(e + k, part)) : vf{};
     });
-    return sum_lanes(sum);
   }
 
-  double weight_between(int64_t begin, int64_t end) const {
-    if (!f.weight) return (double)(end - begin);
-    vf sum{};
-    each_vector(begin, end, [&](int64_t k, auto part) ALWAYS_INLINE { sum += weights(k, part); });
-    return sum_lanes(sum);
+  double weight_of(int64_t chunk) const {
+    if (!f.weight) return (double)(chunk_end(chunk) - chunk_begin(chunk));
+    return sum(chunk, [&](int64_t k, auto part, vf* run) ALWAYS_INLINE { *run += weights(k, part); });
   }
 
   Softmax softmax() const {
     Softmax s;
+    double weight_before = 0;
     for (int64_t begin = 0, end, chunk = 0; begin < f.classes; begin = end, ++chunk) {
       end = chunk_end(chunk);
       const float top = tops[chunk] = training_logits(chunk, s);
@@ -343,12 +259,11 @@ struct ForwardRow {
       if constexpr (sizeof(A) > 1) {
         if (!last) pa = row->a + end, pb = row->b + end;
       }
-      vf rest{};
       float* const e = this->e;
       const int64_t y = this->y;
-      each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
+      const double rest = sum(chunk, [&](int64_t k, auto part, vf* run) ALWAYS_INLINE {
         if (fetch) {
-          if (!last) prefetch(pm + (k - begin));
+          if (!last || sizeof(A) == 1) prefetch(pm + (k - begin));
           if constexpr (sizeof(A) > 1) {
             prefetch(pa + (k - begin));
             if (kMomentum) prefetch(pb + (k - begin));
@@ -356,24 +271,26 @@ struct ForwardRow {
         }
         vf v = exp_nonpositive(load(e + k, part, -INFINITY) - top);
         store(e + k, v, part);
-        rest += holds(k, part.n, y) ? with_lane(v, y - k, 0) : v;
+        *run += holds(k, part.n, y) ? with_lane(v, y - k, 0) : v;
       });
       const float e_y = has_y ? e[y] : 0;
       s.highest = top > before ? top : before;
       const double older = begin ? exp(before - s.highest) : 0, newer = top == s.highest ? 1 : exp(top - s.highest);
       if (f.smoothing > 0) {
-        s.smooth += begin ? weight_between(0, begin) * (s.highest - before) : 0;
-        s.smooth += smooth + weight_between(begin, end) * (s.highest - top);
+        const double weight = weight_of(chunk);
+        s.smooth += begin ? weight_before * (s.highest - before) : 0;
+        s.smooth += smooth + weight * (s.highest - top);
+        weight_before += weight;
       }
-      s.rest = s.rest * older + sum_lanes(rest) * newer;
+      s.rest = s.rest * older + rest * newer;
       s.e_y = s.e_y * older + e_y * newer;
     }
     return s;
   }
 };
 
-template <class M, class A, bool kMomentum>
-void forward_rows(const Forward& f, int64_t begin, int64_t end) {
+template <class M, class G, class A, bool kMomentum>
+void wide_forward(const Forward& f, int64_t begin, int64_t end) {
   const int64_t classes = f.classes, chunks = classes / kChunk + 1;
   float* scratch = (float*)aligned_alloc(64, ((classes + chunks + W) * 4 + 63) / 64 * 64);
   ForwardRow<M, A, kMomentum> r{f, scratch, scratch + classes + W};
@@ -384,13 +301,15 @@ void forward_rows(const Forward& f, int64_t begin, int64_t end) {
 
   for (int64_t i = begin; i < end; ++i) {
     const int64_t y = f.target[i];
-    float* grad = f.grad + i * classes;
+    const int32_t slot = f.slot ? f.slot[i] : -1;
+    G* grad = (G*)f.grad + i * classes;
     r.m = (const M*)f.logits + i * f.logits_stride;
     if (f.statistics) row_statistics(r.m, classes, y == f.ignore_index ? 0 : y, f.statistics + 5 * i);
     if (y == f.ignore_index) {
-      memset(grad, 0, sizeof(float) * classes);
+      memset(grad, 0, sizeof(G) * classes);
       f.loss[i] = 0;
       if (f.ids) f.ids[i] = -1;
+      if (slot >= 0) f.deferred_ids[slot] = -1;
       continue;
     }
     const int64_t id = f.index ? f.index[i] : -1, following = i + 1 < end ? i + 1 : i;
@@ -409,7 +328,7 @@ void forward_rows(const Forward& f, int64_t begin, int64_t end) {
       else return RowState<A, kMomentum>();
     }();
     r.row = &row;
-    r.head = classes >= 4 * W ? (-(intptr_t)grad & (W * 4 - 1)) / 4 : 0;
+    r.head = classes >= 4 * W ? -(i * classes) & (W - 1) : 0;
     r.e = scratch + (-r.head & (W - 1));
     r.y = y;
     r.shift_y = 0;
@@ -429,12 +348,19 @@ void forward_rows(const Forward& f, int64_t begin, int64_t end) {
     if (f.smoothing > 0) loss += spread * (f.weight_sum * log(total) + s.smooth);
     f.loss[i] = (float)loss;
     if (f.ids) f.ids[i] = s.finite ? id : -1;
+    if (f.accumulators && s.finite && slot < 0) add_visit(*f.accumulators, id, f.statistics + 5 * i);
 
     // p_k Σq − q_k; at y so that nothing cancels where p_y is close to 1.
     const double scale = q_sum / (total * f.normaliser);
     const float grad_y = (float)((s.e_y * (q_sum - q_y) - q_y * s.rest) / (total * f.normaliser));
     const float q = (float)(spread / f.normaliser);
-    bool write = f.sgd && s.finite && !f.deferred[i];
+    bool write = f.sgd && s.finite && slot < 0;
+    float* deferred = nullptr;
+    if (slot >= 0) {
+      f.deferred_ids[slot] = s.finite ? id : -1;
+      if (has_alpha) deferred = f.deferred_grad + slot * classes;
+      else f.deferred_grad[slot] = grad_y;
+    }
     if constexpr (has_alpha) {
       write = write && isfinite((float)scale * f.grad_output) && isfinite(grad_y * f.grad_output);
       if (write) row.step_with(*f.sgd, f.rows->clock.steps + 1, id);
@@ -445,7 +371,7 @@ void forward_rows(const Forward& f, int64_t begin, int64_t end) {
       const RowState<A, kMomentum> state = row;
       const float* const e = r.e;
       const M* const next_m = r.next_m;
-      const bool smooth = f.smoothing > 0, fetch_m = one && classes > 512;
+      const bool smooth = f.smoothing > 0, fetch_m = has_alpha && one && classes > 512;
       const float grad_output = f.grad_output;
       r.each(chunk, [&](int64_t k, auto part) ALWAYS_INLINE {
         vf g = load(e + k, part) * factor;
@@ -459,6 +385,8 @@ void forward_rows(const Forward& f, int64_t begin, int64_t end) {
             g *= grad_output;
             if (k == 0) g = with_lane(g, 0, 0);
             state.write(k, part, g);
+          } else if (deferred) {
+            store(deferred + k, g, part);
           }
         }
       });
@@ -467,7 +395,7 @@ void forward_rows(const Forward& f, int64_t begin, int64_t end) {
       if (write) f.rows->last[id] = (int32_t)(f.rows->clock.steps + 1);
     } else if (write && f.rows) {  // AC2: a row of one column
       const int32_t first = 0, next = -1;
-      const Update one{*f.rows, *f.sgd, &id, &grad_y, 1, f.grad_output, &first, &next};
+      const Update one{*f.rows, *f.sgd, &id, &grad_y, &f.grad_output, 0, &first, &next};
       with_rows(f.rows, [&]<class B, bool kB>() { update_group<B, kB>(one, 0, nullptr); });
     }
   }
@@ -475,17 +403,25 @@ void forward_rows(const Forward& f, int64_t begin, int64_t end) {
   free(scratch);
 }
 
-template <class M>
-void forward_logits(const Forward& f, int64_t begin, int64_t end) {
-  if (!f.rows || f.ac2) return forward_rows<M, None, false>(f, begin, end);
-  with_rows(f.rows, [&]<class A, bool kMomentum>() { forward_rows<M, A, kMomentum>(f, begin, end); });
+template <class M, class G>
+void forward_types(const Forward& f, int64_t begin, int64_t end) {
+  const bool narrow = f.classes <= kNarrow;
+  if (!f.rows)
+    return narrow ? narrow_forward<M, G, None, false>(f, begin, end) : wide_forward<M, G, None, false>(f, begin, end);
+  if (f.ac2 && !narrow) return wide_forward<M, G, None, false>(f, begin, end);
+  with_rows(f.rows, [&]<class A, bool kMomentum>() {
+    narrow ? narrow_forward<M, G, A, kMomentum>(f, begin, end) : wide_forward<M, G, A, kMomentum>(f, begin, end);
+  });
 }
 
 void forward(const Forward& f, int64_t begin, int64_t end) {
+  const bool half = f.grad_type != Type::float32;
   switch (f.logits_type) {
-    case Type::bfloat16: return forward_logits<bf16>(f, begin, end);
-    case Type::float16: return forward_logits<fp16>(f, begin, end);
-    default: return forward_logits<float>(f, begin, end);
+    case Type::bfloat16:
+      return half ? forward_types<bf16, bf16>(f, begin, end) : forward_types<bf16, float>(f, begin, end);
+    case Type::float16:
+      return half ? forward_types<fp16, fp16>(f, begin, end) : forward_types<fp16, float>(f, begin, end);
+    default: return forward_types<float, float>(f, begin, end);
   }
 }
 
@@ -496,6 +432,6 @@ void forward(const Forward& f, int64_t begin, int64_t end) {
 #define FASTAC_TEXT_(a) #a
 #define FASTAC_TEXT(a) FASTAC_TEXT_(a)
 extern const Kernels FASTAC_JOIN(kernels_, FASTAC_CAPABILITY) = {
-    FASTAC_TEXT(FASTAC_CAPABILITY), forward, update, read, sweep};
+    FASTAC_TEXT(FASTAC_CAPABILITY), forward, update, record, scaled, read, sweep};
 
 }  // namespace fastac::cpu
