@@ -39,43 +39,52 @@ class Case:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one run: the median of all rounds and its spread, the quartiles."""
+    """Seconds of one run: the median of all rounds and its spread, the quartiles. host: the median of the time until
+    the host had sent all work to the device, where that is measured apart."""
 
     median: float
     low: float
     high: float
     rounds: int
+    host: float | None = None
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> Timing:
+    def of(cls, seconds: Sequence[float], host: Sequence[float] = ()) -> Timing:
         low, median, high = np.percentile(seconds, [25, 50, 75])
-        return cls(float(median), float(low), float(high), len(seconds))
+        sent = float(np.median(host)) if len(host) else None
+        return cls(float(median), float(low), float(high), len(seconds), sent)
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def time_cases(cases: Sequence[Case], device: torch.device, rounds: int) -> list[Timing]:
+def time_cases(
+    cases: Sequence[Case], device: torch.device, rounds: int, queued: bool = False
+) -> list[Timing]:
     """Time each case once a round, so that whatever disturbs the machine disturbs all of them alike.
 
     Every second round goes backwards, so that no case always follows the same one. The caches are emptied before
-    each run, as a network's pass empties them between two steps of training.
+    each run, as a network's pass empties them between two steps of training. queued: on a GPU, the work is sent to a
+    busy device, so that its time is the device's alone, and the host's is measured apart.
     """
     seconds: list[list[float]] = [[] for _ in cases]
+    sent: list[list[float]] = [[] for _ in cases]
     filler = torch.zeros(BEYOND_CACHES // 4, device=device)
+    measure = _queued if queued and device.type == "cuda" else _seconds
     for number in range(_UNTIMED_ROUNDS + rounds):
         order = range(len(cases)) if number % 2 == 0 else reversed(range(len(cases)))
         for place in order:
             filler.add_(1)  # reads and writes; a plain fill may go around the caches
             argument = cases[place].prepare()
             time.sleep(0.001)  # a fresh time slice: on a busy machine the run is then seldom interrupted
-            elapsed = _seconds(cases[place].run, argument, device)
+            elapsed, host = measure(cases[place].run, argument, device)
             if number >= _UNTIMED_ROUNDS:
                 seconds[place].append(elapsed)
-    return [Timing.of(values) for values in seconds]
+                sent[place] += [] if host is None else [host]
+    return [Timing.of(values, host) for values, host in zip(seconds, sent, strict=True)]
 
 
-def _seconds(run: Callable[[Any], object], argument: Any, device: torch.device) -> float:
+def _seconds(run: Callable[[Any], object], argument: Any, device: torch.device) -> tuple[float, float | None]:
     """From the start of run to the end of its work. On a GPU from an idle device on, so the host's part counts."""
     if device.type == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -84,10 +93,27 @@ def _seconds(run: Callable[[Any], object], argument: Any, device: torch.device) 
         run(argument)
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1e3
+        return begin.elapsed_time(end) / 1e3, None
     start = time.perf_counter()
     run(argument)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, None
+
+
+_BUSY_CYCLES = 4_000_000  # about 2 ms, longer than any host here takes to send one run's work
+
+
+def _queued(run: Callable[[Any], object], argument: Any, device: torch.device) -> tuple[float, float | None]:
+    """The device's time for the work of run, which waits until all of it is there; and the host's."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    torch.cuda._sleep(_BUSY_CYCLES)
+    begin.record()
+    start = time.perf_counter()
+    run(argument)
+    host = time.perf_counter() - start
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3, host
 
 
 def copy_case(device: torch.device) -> Case:

@@ -2,8 +2,8 @@
 
 For every size (batch × classes) and form: the loss, its gradient by the logits and the SGD step of the batch's rows,
 without a network. One pass must read logits and rows and write gradient and rows; its bytes over the median time are
-compared with the bandwidth of a copy in the same rounds. Sizes that fit the caches are timed in them as well, where
-little but the host's time counts.
+compared with the bandwidth of a copy in the same rounds. On a GPU that is the device's time, and the host's stands
+beside it. Sizes that fit the caches are timed in them as well, back to back, where little but the host's time counts.
 """
 
 from __future__ import annotations
@@ -13,149 +13,23 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from common import Case, Timing, copy_bandwidth, copy_case, stamp, time_cases, write_record
-from torch import Tensor
+from loss_ways import LR, WARM_ELEMENTS, WEIGHT_DECAY, Run, Setup, Way, backend, ways
 
-import fastac
-from fastac import backends
-from fastac.contract import Objective, Rows, Sgd
 from fastac.extras import require
 from fastac.report.plots import drawing, new_figure, write_png
 
-LR, WEIGHT_DECAY = 0.1, 5e-5
-SIZES = ("256x10", "65536x10", "4096x100", "4096x1000", "1024x4000", "512x32000")
-_WARM_ELEMENTS = 1 << 16
-
-Batch = tuple[Tensor, Tensor, Tensor]  # logits (B, K) float32, a leaf; target (B,); index (B,), no id twice
-
-
-class Setup:
-    """One size and form: a table, and the batches that are drawn for it."""
-
-    def __init__(self, batch: int, classes: int, form: str, momentum: float):
-        self.batch, self.classes, self.form, self.momentum = batch, classes, form, momentum
-        self.num_samples = 2 * batch if batch * classes > _WARM_ELEMENTS else 50_000
-        self.random = np.random.default_rng(0)
-        self.logits = torch.randn(batch, classes)
-
-    def draw(self) -> Batch:
-        target = self.random.integers(self.classes, size=self.batch)
-        index = self.random.choice(self.num_samples, self.batch, replace=False)
-        return self.logits.detach().requires_grad_(), torch.from_numpy(target), torch.from_numpy(index)
-
-    def table(self) -> fastac.AlphaTable:
-        table = fastac.AlphaTable(
-            self.num_samples, self.classes, form=self.form, momentum=self.momentum, weight_decay=WEIGHT_DECAY
-        )
-        table.lr = LR
-        table.step()
-        return table
-
-    @property
-    def bytes(self) -> int:
-        """Read: logits, α, momentum. Written: gradient, α, momentum."""
-        state = 4 if self.momentum else 2
-        return 4 * self.batch * (2 * self.classes + state * (self.classes if self.form == "ac1" else 1))
-
-
-class Way(NamedTuple):
-    """One way to get loss, gradient and moved rows; None where it has no such form or history."""
-
-    name: str
-    make: Callable[[Setup], Callable[[Batch], object] | None]
-
-
-def cross_entropy(setup: Setup) -> Callable[[Batch], object]:
-    return lambda batch: F.cross_entropy(batch[0], batch[1]).backward()
-
-
-def unfused_step(alpha: Tensor, logits: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """In plain PyTorch, the gradient by hand. α moves by its batch's rows alone, without momentum or catch-up, so
-    that this does less than the table."""
-    rows = alpha[index]
-    z = logits + rows if rows.ndim == 2 else logits.scatter_add(1, target[:, None], rows[:, None])
-    log_p = F.log_softmax(z, dim=1)
-    loss = F.nll_loss(log_p, target)
-    grad = (log_p.exp() - F.one_hot(target, logits.shape[1])) / len(target)
-    row_grad = grad if rows.ndim == 2 else grad.gather(1, target[:, None])[:, 0]
-    alpha.index_copy_(0, index, rows - LR * (row_grad + WEIGHT_DECAY * rows))
-    return loss, grad
-
-
-def unfused(compiled: bool) -> Callable[[Setup], Callable[[Batch], object] | None]:
-    def make(setup: Setup) -> Callable[[Batch], object] | None:
-        if setup.momentum:
-            return None
-        shape = (setup.num_samples, setup.classes)[: 2 if setup.form == "ac1" else 1]
-        alpha = torch.zeros(shape)
-        step = torch.compile(unfused_step, dynamic=False) if compiled else unfused_step
-
-        def run(batch: Batch) -> object:
-            with torch.no_grad():
-                return step(alpha, batch[0].detach(), *batch[1:])
-
-        return run
-
-    return make
-
-
-def one_pass(backend: str) -> Callable[[Setup], Callable[[Batch], object]]:
-    """The backend's forward_update by itself."""
-
-    def make(setup: Setup) -> Callable[[Batch], object]:
-        table = setup.table()
-        module = _backend(backend)
-        rows = Rows(table.alpha, table.momentum_buffer, table.last, table.clock)
-        objective = Objective(None, setup.form, -100, "mean", 0.0)
-        sgd = Sgd(setup.momentum, WEIGHT_DECAY, False, False, 0)
-        flags = table.checks.flags
-        return lambda batch: module.forward_update(
-            batch[0].detach(), *batch[1:], rows, objective, flags, setup.num_samples, None, sgd, 1.0
-        )
-
-    return make
-
-
-def training_step(backend: str, update: str) -> Callable[[Setup], Callable[[Batch], object]]:
-    """What a training loop calls: the criterion, backward, the table's step."""
-
-    def make(setup: Setup) -> Callable[[Batch], object]:
-        table = setup.table()
-        criterion = fastac.AutoCleansingLoss(table, update=update)
-
-        def run(batch: Batch) -> None:
-            os.environ["FASTAC_BACKEND"] = backend
-            criterion(*batch).backward()
-            table.step()
-
-        return run
-
-    return make
-
-
-def _backend(name: str) -> Any:
-    os.environ["FASTAC_BACKEND"] = name
-    return backends.select(torch.device("cpu"))
-
-
-WAYS = (
-    Way("F.cross_entropy, no α", cross_entropy),
-    Way("eager", unfused(compiled=False)),
-    Way("torch.compile", unfused(compiled=True)),
-    Way("reference, one pass", one_pass("reference")),
-    Way("cpu, one pass", one_pass("cpu")),
-    Way("reference, step", training_step("reference", "step")),
-    Way("cpu, step", training_step("cpu", "step")),
-    Way("reference, forward", training_step("reference", "forward")),
-    Way("cpu, forward", training_step("cpu", "forward")),
-)
+SIZES = {
+    "cpu": "256x10 65536x10 4096x100 4096x1000 1024x4000 512x32000",
+    "cuda": "256x10 2097152x10 262144x100 256x1000 32768x1000 8192x4096 2048x16384 1024x32768 256x131072",
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,20 +49,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--sizes",
-        nargs="+",
-        default=list(SIZES),
-        metavar="BxK",
-        help=f"batch and classes (default: {' '.join(SIZES)})",
-    )
+    add("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    add("--sizes", nargs="+", metavar="BxK", help=f"batch and classes (default: {SIZES})")
     add("--forms", nargs="+", choices=("ac1", "ac2"), default=["ac1", "ac2"])
-    add("--momentum", type=float, default=0.0, help="of α's SGD; eager and compiled have none (default: 0)")
+    add("--dtype", choices=DTYPES, help="of the logits (default: bfloat16 on a GPU, else float32)")
+    add("--table-dtype", choices=("float32", "bfloat16"), default="float32", help="of α (default: float32)")
+    add("--momentum", type=float, default=0.0, help="of α's SGD; the other ways have none (default: 0)")
     add("--rounds", type=int, default=30, help="timed runs of each way, in turn (default: 30)")
     add("--threads", type=int, help="torch's threads (default: torch's own choice)")
-    add("--name", default="loss-cpu", help="of the record and the plot (default: loss-cpu)")
+    add("--name", help="of the record and the plot (default: loss-DEVICE)")
     add("--out", type=Path, default=Path(__file__).parent / "results", help="their folder")
     options = parser.parse_args(arguments)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
+    options.sizes = options.sizes or SIZES[options.device].split()
+    options.name = options.name or f"loss-{options.device}"
     for size in options.sizes:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size) or int(size.split("x")[1]) < 2:
             parser.error(f"--sizes must be BATCHxCLASSES with two classes at least, got {size!r}")
@@ -198,16 +73,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    device = torch.device("cpu")
+    device = torch.device(options.device)
     made_by = stamp(device)
     named = os.environ.get("FASTAC_BACKEND")
     results = []
     try:
+        listed = ways(device)
         for size in options.sizes:
             batch, classes = (int(number) for number in size.split("x"))
             for form in options.forms:
-                results.append(measure_size(Setup(batch, classes, form, options.momentum), options.rounds))
+                types = DTYPES[options.dtype], DTYPES[options.table_dtype]
+                setup = Setup(batch, classes, form, options.momentum, options.device, *types)
+                results.append(measure_size(setup, listed, options.rounds))
                 print(f"{size} {form} done", file=sys.stderr)
+        if device.type == "cpu":
+            made_by["capability"] = backend("cpu", device).capability()
     finally:
         os.environ.pop("FASTAC_BACKEND", None)
         if named is not None:
@@ -215,29 +95,31 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "name")}
     return {
         "benchmark": "loss",
-        "environment": made_by | {"capability": _backend("cpu").capability()},
-        "settings": settings | {"lr": LR, "weight_decay": WEIGHT_DECAY, "dtype": "float32"},
+        "environment": made_by,
+        "settings": settings | {"lr": LR, "weight_decay": WEIGHT_DECAY},
+        "missing": {way.name: way.missing for way in listed if way.missing},
         "results": results,
     }
 
 
-def measure_size(setup: Setup, rounds: int) -> dict[str, Any]:
+def measure_size(setup: Setup, listed: Sequence[Way], rounds: int) -> dict[str, Any]:
     torch.compiler.reset()
-    ways = [(way.name, run) for way in WAYS if (run := way.make(setup)) is not None]
-    cases = [copy_case(torch.device("cpu")), *(Case(run, setup.draw) for _, run in ways)]
-    copy, *timings = time_cases(cases, torch.device("cpu"), rounds)
-    warm: list[Timing | None] = [None] * len(ways)
-    if setup.batch * setup.classes <= _WARM_ELEMENTS:
-        warm = list(warm_timings([run for _, run in ways], setup, 10 * rounds))
+    runs = [(way.name, run) for way in listed if not way.missing and (run := way.make(setup)) is not None]
+    cases = [copy_case(setup.device), *(Case(run, setup.draw) for _, run in runs)]
+    copy, *timings = time_cases(cases, setup.device, rounds, queued=True)
+    warm: list[Timing | None] = [None] * len(runs)
+    if setup.batch * setup.classes <= WARM_ELEMENTS:
+        warm = list(warm_timings([run for _, run in runs], setup, 10 * rounds))
     bandwidth = copy_bandwidth(copy)
     rows = {}
-    for (name, _), timing, hot in zip(ways, timings, warm, strict=True):
+    for (name, run), timing, hot in zip(runs, timings, warm, strict=True):
         rate = setup.bytes / timing.median
         rows[name] = {
             "seconds": timing.record(),
             "warm_seconds": None if hot is None else hot.record(),
             "bytes_per_second": rate,
             "share_of_copy": rate / bandwidth["median"],
+            "peak_bytes": peak_memory(run, setup),
         }
     return {
         "batch": setup.batch,
@@ -249,40 +131,61 @@ def measure_size(setup: Setup, rounds: int) -> dict[str, Any]:
     }
 
 
-def warm_timings(runs: Sequence[Callable[[Batch], object]], setup: Setup, rounds: int) -> list[Timing]:
+def warm_timings(runs: Sequence[Run], setup: Setup, rounds: int) -> list[Timing]:
     """Back to back, in turn, each the mean of some runs: what stays in the caches stays there."""
     batches = [setup.draw() for _ in range(10)]
     seconds: list[list[float]] = [[] for _ in runs]
+    wait = torch.cuda.synchronize if setup.device.type == "cuda" else lambda: None
     for _ in range(rounds):
         for run, own in zip(runs, seconds, strict=True):
             run(batches[0])
+            wait()
             start = time.perf_counter()
             for batch in batches:
                 run(batch)
+            wait()
             own.append((time.perf_counter() - start) / len(batches))
     return [Timing.of(values) for values in seconds]
 
 
+def peak_memory(run: Run, setup: Setup) -> int | None:
+    """Bytes that a run holds at most beyond what was there before; None on a CPU."""
+    if setup.device.type != "cuda":
+        return None
+    batch = setup.draw()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(batch)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def text(record: dict[str, Any]) -> str:
-    made_by = record["environment"]
-    lines = [f"{made_by['device']}, torch {made_by['packages']['torch']}, {made_by['threads']} threads"]
+    made_by, settings = record["environment"], record["settings"]
+    versions = f"torch {made_by['packages']['torch']}, {made_by['threads']} threads"
+    lines = [f"{made_by['device']}, {versions}, logits {settings['dtype']}, α {settings['table_dtype']}"]
     for result in record["results"]:
         bandwidth = result["copy_bytes_per_second"]["median"]
         lines += [
             "",
             f"{result['batch']} x {result['classes']} {result['form']}: {result['bytes'] / 1e6:.3g} MB must move, "
             f"copies at {bandwidth / 1e9:.1f} GB/s",
-            f"{'':<24}{'ms':>10}{'quartiles':>20}{'GB/s':>8}{'of copy':>9}{'warm, µs':>10}",
+            f"{'':<30}{'ms':>10}{'quartiles':>20}{'GB/s':>9}{'of copy':>9}{'warm, µs':>10}{'host, µs':>10}{'MB':>9}",
         ]
-        for name, row in result["ways"].items():
-            s = row["seconds"]
-            quartiles = f"{s['low'] * 1e3:.3f} to {s['high'] * 1e3:.3f}"
-            hot = "" if row["warm_seconds"] is None else f"{row['warm_seconds']['median'] * 1e6:.1f}"
-            lines.append(
-                f"{name:<24}{s['median'] * 1e3:>10.3f}{quartiles:>20}{row['bytes_per_second'] / 1e9:>8.2f}"
-                f"{row['share_of_copy']:>9.1%}{hot:>10}"
-            )
+        lines += [_line(name, row) for name, row in result["ways"].items()]
+    lines += [f"not measured: {name}: {why}" for name, why in record["missing"].items()]
     return "\n".join(lines)
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    s, hot = row["seconds"], row["warm_seconds"]
+    quartiles = f"{s['low'] * 1e3:.3f} to {s['high'] * 1e3:.3f}"
+    warm = "" if hot is None else f"{hot['median'] * 1e6:.1f}"
+    host = "" if s["host"] is None else f"{s['host'] * 1e6:.1f}"
+    peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.1f}"
+    rate = f"{row['bytes_per_second'] / 1e9:>9.2f}{row['share_of_copy']:>9.1%}"
+    return f"{name:<30}{s['median'] * 1e3:>10.3f}{quartiles:>20}{rate}{warm:>10}{host:>10}{peak:>9}"
 
 
 def plot(record: dict[str, Any], out: Path) -> None:
@@ -293,12 +196,13 @@ def plot(record: dict[str, Any], out: Path) -> None:
         for axes, form in zip(np.atleast_1d(figure.subplots(1, len(forms), sharey=True)), forms, strict=True):
             results = [r for r in record["results"] if r["form"] == form]
             places = range(len(results))
-            for way in WAYS:
-                there = [(p, r["ways"].get(way.name)) for p, r in zip(places, results, strict=True)]
+            for name in dict.fromkeys(name for r in results for name in r["ways"]):
+                there = [(p, r["ways"].get(name)) for p, r in zip(places, results, strict=True)]
                 points = [(p, 1 / row["share_of_copy"]) for p, row in there if row is not None]
                 if points:
-                    style = "-" if way.name.startswith("cpu") else ":"
-                    axes.plot(*zip(*points, strict=True), marker="o", linestyle=style, label=way.name)
+                    ours = name.split(",")[0] in ("cuda", "triton", "cpu")
+                    style = "-" if ours else ":"
+                    axes.plot(*zip(*points, strict=True), marker="o", linestyle=style, label=name)
             axes.set(yscale="log", title=form.upper(), xlabel="batch × classes")
             axes.set_xticks(list(places), [f"{r['batch']}×{r['classes']}" for r in results], rotation=30)
             axes.grid(alpha=0.3)

@@ -27,7 +27,11 @@ class Entry(NamedTuple):
     devices: tuple[str, ...]
 
 
-BACKENDS = {"cpu": Entry("fastac.cpu", ("cpu",)), "reference": Entry("fastac.eager", ())}
+BACKENDS = {
+    "triton": Entry("fastac.triton", ("cuda",)),
+    "cpu": Entry("fastac.cpu", ("cpu",)),
+    "reference": Entry("fastac.eager", ()),
+}
 """Name → entry, best first. Every backend takes what it is not made for to fastac.eager."""
 
 _log = logging.getLogger("fastac")

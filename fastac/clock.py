@@ -78,11 +78,14 @@ class StepClock:
         return self.window // 4
 
     def set_lr(self, lr: float | Tensor) -> None:
-        """The learning rate of the step to come, copied to the device without waiting for it."""
+        """The learning rate of the step to come, copied to the device without waiting for it.
+
+        A CUDA graph that is captured meanwhile reads what the device holds at its replay: a tensor's copy is part of
+        the graph, a number is not and is set before the replay."""
         if isinstance(lr, Tensor):
             self.lr.copy_(lr.detach(), non_blocking=True)
             self._set = None
-        elif lr != self._set:
+        elif lr != self._set and not (self.lr.is_cuda and torch.cuda.is_current_stream_capturing()):
             self.lr.fill_(lr)
             self._set = lr
 

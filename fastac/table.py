@@ -168,6 +168,7 @@ class AlphaTable:
         if not isinstance(value, Tensor) and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"lr must be a finite number that is not negative, got {value}")
         self._lr = value
+        self._set_clock_lr(value)  # at once, for a CUDA graph that is replayed next
 
     @property
     def momentum(self) -> float:

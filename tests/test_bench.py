@@ -193,7 +193,7 @@ def test_table_on_a_gpu(bench, tmp_path):
 def test_loss_records_every_way(bench, tmp_path, capsys):
     pytest.importorskip("fastac.cpu", reason="the native CPU backend is not built", exc_type=ImportError)
     loss = bench("loss")
-    arguments = ["--sizes", "6x300", "--rounds", "3", "--out", str(tmp_path)]
+    arguments = ["--device", "cpu", "--sizes", "6x300", "--rounds", "3", "--out", str(tmp_path)]
     assert loss.main(arguments) == 0
     assert (tmp_path / "loss-cpu.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((tmp_path / "loss-cpu.json").read_text(encoding="utf-8"))
@@ -204,7 +204,7 @@ def test_loss_records_every_way(bench, tmp_path, capsys):
     assert [r["bytes"] for r in record["results"]] == [4 * 7200, 4 * (3600 + 12)]
     out = capsys.readouterr().out
     for result in record["results"]:
-        assert list(result["ways"]) == [way.name for way in loss.WAYS]
+        assert list(result["ways"]) == [way.name for way in bench("loss_ways").ways(torch.device("cpu"))]
         for row in result["ways"].values():
             assert 0 < row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
             assert row["warm_seconds"]["median"] > 0
@@ -218,7 +218,7 @@ def test_all_ways_of_the_loss_do_the_same(bench, form, monkeypatch):
     """A way that does less than the others is no measure of them."""
     pytest.importorskip("fastac.cpu", reason="the native CPU backend is not built", exc_type=ImportError)
     monkeypatch.setenv("FASTAC_BACKEND", "cpu")
-    loss = bench("loss")
+    loss = bench("loss_ways")
     setup = loss.Setup(8, 5, form, 0.0)
     batch = setup.draw()
     alpha = torch.zeros((setup.num_samples, 5) if form == "ac1" else setup.num_samples)
