@@ -45,7 +45,7 @@ __all__ = [
 
 DEVICE_TYPE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 SCANNED = 1024  # positions that every program looks through by itself for repeated ids and for Σ w_y
-RESIDENT = 16384  # columns up to which a row is held in registers, half as many where more is kept beside it
+RESIDENT = 16384  # columns up to which a row is held in registers, half as many for each thing kept beside it
 GROUPED = 4096  # columns up to which a group of repeated ids fits beside it
 LONG = 2048  # columns at a time, beyond RESIDENT
 _TILE = 1024  # elements a program, where rows are short
@@ -213,7 +213,8 @@ def _loss(
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     counted = statistics or accumulators is not None
     smooth = objective.label_smoothing != 0
-    resident = RESIDENT // 2 if counted or smooth or _state_columns(rows) > classes else RESIDENT
+    beside = counted + smooth + (_state_columns(rows) > classes)
+    resident = min(RESIDENT, max(GROUPED, RESIDENT >> beside))
     shape = tile(batch, classes, resident if classes <= resident else LONG)
     if counted and shape.rows > 1:  # a row's record takes registers too
         shape = shape._replace(rows=shape.rows // 2)
