@@ -69,16 +69,6 @@ FASTAC_DEVICE float batch_normaliser(const Forward& f, const Workspace& w, int p
   return sum;
 }
 
-// One share of the normaliser of a large batch a block.
-static __global__ void sum_weights(const __grid_constant__ Forward f, float* partials) {
-  const int64_t each = (f.batch + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * each;
-  const int64_t end = begin + each < f.batch ? begin + each : f.batch;
-  float sum = 0;
-  for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) sum += kept_weight(f, i);
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
-}
-
 // The main launch, for one combination of types: the logits' (float or Half) and the rows' (None, float or bf16; AC2's
 // are None). Each is compiled on its own (see loss.cuh and loss/).
 template <class M, class A, bool kMomentum>

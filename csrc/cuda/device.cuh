@@ -1,6 +1,6 @@
 // What the kernels are made of: number formats, wide loads and stores, teams of threads and their reductions.
 //
-// tests/cuda_host has a cuda_runtime.h that runs this on a CPU; it defines FASTAC_CUDA_HOST.
+// tests/cuda_host has a cuda_runtime.h that runs this on a CPU, with FASTAC_CUDA_HOST defined.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -20,6 +20,7 @@ constexpr int kWarp = 32;
 constexpr int kItems = 8;           // columns of a thread that lie together: 16 bytes of a 16-bit type
 constexpr int kMaxThreads = 256;    // of a row in one block
 constexpr int kMaxCluster = 16;     // blocks of a row
+constexpr int kPortableCluster = 8; // more is up to the device
 constexpr float kLeast = -FLT_MAX;
 
 struct None {};

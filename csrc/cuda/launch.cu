@@ -50,7 +50,6 @@ template <class F>
 cudaError_t with_storage(const Rows& rows, bool wide, F f) {
   const bool momentum = rows.momentum != nullptr;
   const auto typed = [&](auto a) {
-    using A = decltype(a);
     if (wide) return momentum ? f(a, std::true_type{}, std::true_type{}) : f(a, std::false_type{}, std::true_type{});
     return momentum ? f(a, std::true_type{}, std::false_type{}) : f(a, std::false_type{}, std::false_type{});
   };
@@ -102,6 +101,16 @@ Plan plan_of(const Forward& f) {
     plan.partials = (int)(partials < kMaxPartials ? partials : kMaxPartials);
   }
   return plan;
+}
+
+// One share of the normaliser of a large batch a block.
+__global__ void sum_weights(const __grid_constant__ Forward f, float* partials) {
+  const int64_t each = (f.batch + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * each;
+  const int64_t end = begin + each < f.batch ? begin + each : f.batch;
+  float sum = 0;
+  for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) sum += kept_weight(f, i);
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
 template <class M>

@@ -323,7 +323,7 @@ struct LossRow {
     const float shift = shift_y(first.id);
     bool writes = false;
     float sum_y = 0;  // AC2's gradient
-    Numbers numbers;
+    Numbers numbers{};
     for (int64_t i = first.i; i >= 0; i = next(i)) {
       const Position p(f, i, team.leads());
       numbers = finish(p, stream_sums(p, now, shift));
@@ -400,6 +400,7 @@ __global__ void __launch_bounds__(kChunks == 1 ? kThreads : kMaxThreads, kChunks
 
 template <class M, class A, bool kMomentum, int kChunks, bool kUpdate, bool kWide>
 cudaError_t launch_layout(const Forward& f, const Plan& plan, const Workspace& w, cudaStream_t stream) {
+  const auto kernel = loss_kernel<M, A, kMomentum, kChunks, kUpdate, kWide>;
   const int threads = plan.threads > kWarp ? plan.threads : kThreads;
   const int64_t blocks = (f.batch * plan.threads * plan.blocks + threads - 1) / threads;
   cudaLaunchAttribute cluster;
@@ -412,7 +413,19 @@ cudaError_t launch_layout(const Forward& f, const Plan& plan, const Workspace& w
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = plan.blocks > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, loss_kernel<M, A, kMomentum, kChunks, kUpdate, kWide>, f, plan, w);
+  if constexpr (kChunks > 1) {
+    int fitting = 1;
+    if (plan.blocks > kPortableCluster) {
+      fitting = 0;
+      if (cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess)
+        cudaOccupancyMaxActiveClusters(&fitting, kernel, &config);
+    }
+    if (fitting == 0) {
+      const Plan streamed{plan.threads, 1, 0, plan.wide, plan.contested, plan.partials};
+      return launch_layout<M, A, kMomentum, 0, kUpdate, kWide>(f, streamed, w, stream);
+    }
+  }
+  return cudaLaunchKernelEx(&config, kernel, f, plan, w);
 }
 
 template <class M, class A, bool kMomentum, int kChunks>

@@ -53,7 +53,7 @@ struct UpdateRow {
   // Whether the gradient of position i is finite.
   FASTAC_DEVICE bool finite(int64_t i) {
     float bad[1] = {0};
-#pragma unroll 4
+#pragma unroll (kWide ? 4 : 1)
     for (int begin = 0; begin < columns.count; begin += columns.turn) {
       float g[1][kItems];
       load_scaled(i, begin, g);
