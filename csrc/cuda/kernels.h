@@ -39,7 +39,7 @@ struct Rows {
 
 // SGD of the step to come; its learning rate is the clock's.
 struct Sgd {
-  float momentum, weight_decay;
+  double momentum, weight_decay;
   bool nesterov;
   bool folded;          // history="folded": a gradient's whole momentum tail at once, and no buffer
   int64_t seed;         // of bfloat16's stochastic rounding

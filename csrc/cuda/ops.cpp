@@ -117,7 +117,7 @@ Rows make_rows(const Tensor& alpha, const Optional& momentum, const Tensor& last
 }
 
 Sgd make_sgd(double momentum, double weight_decay, bool nesterov, bool folded, int64_t seed) {
-  return {(float)momentum, (float)weight_decay, nesterov, folded, seed};
+  return {momentum, weight_decay, nesterov, folded, seed};
 }
 
 const float* make_scale(const Tensor& scale, int64_t rows, int64_t& stride) {

@@ -30,12 +30,12 @@ struct Step {
   FASTAC_DEVICE Step(const Sgd& sgd, const Clock& clock, bool has_momentum) {
     const bool plain = sgd.folded || sgd.momentum == 0 || !has_momentum;
     lr = (float)*clock.lr;
-    if (sgd.folded) lr /= 1 - sgd.momentum;
-    weight_decay = sgd.weight_decay;
-    keep = plain ? 1 : sgd.momentum;
+    if (sgd.folded) lr /= (float)(1 - sgd.momentum);
+    weight_decay = (float)sgd.weight_decay;
+    keep = plain ? 1 : (float)sgd.momentum;
     add = plain ? 0 : 1;
     direct = plain || sgd.nesterov ? 1 : 0;
-    buffer = plain ? 0 : sgd.nesterov ? sgd.momentum : 1;
+    buffer = plain ? 0 : sgd.nesterov ? (float)sgd.momentum : 1;
     write_momentum = has_momentum && !sgd.folded;
   }
 

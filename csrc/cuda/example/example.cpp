@@ -110,7 +110,7 @@ int main() {
   f.grad = grad.p;
   f.ids = ids.p;
   f.update = true;
-  f.sgd = {(float)kMomentum, (float)kDecay, false, false, 0};
+  f.sgd = {kMomentum, kDecay, false, false, 0};
   f.grad_output = 1;
   f.workspace = workspace.p;
 
