@@ -69,9 +69,11 @@ FASTAC_DEVICE float batch_normaliser(const Forward& f, const Workspace& w, int p
   return sum;
 }
 
-// The main launch, for one combination of types: the logits' (float or Half) and the rows' (None, float or bf16; AC2's
-// are None). Each is compiled on its own (see loss.cuh and loss/).
-template <class M, class A, bool kMomentum>
+// What a row of logits is added to: nothing (or AC2's one number), a row of α, or one with its momentum buffer.
+enum class Alpha { none, plain, momentum };
+
+// The main launch, for logits of float or Half. Each combination is compiled on its own (see loss.cuh and loss/).
+template <class M, Alpha kAlpha>
 cudaError_t launch_loss(const Forward& f, const Plan& plan, const Workspace& w, cudaStream_t stream);
 
 }  // namespace fastac::cuda

@@ -23,7 +23,6 @@ constexpr int kMaxCluster = 16;     // blocks of a row
 constexpr int kPortableCluster = 8; // more is up to the device
 constexpr float kLeast = -FLT_MAX;
 
-struct None {};
 struct bf16 { uint16_t bits; };
 struct Half { uint16_t bits; };  // bfloat16 or float16, which is known at run time
 
@@ -93,12 +92,11 @@ FASTAC_DEVICE uint32_t hash_row(int64_t seed, int64_t step, int64_t id) {
   return absorb(absorb(state, (uint64_t)step), (uint64_t)id);
 }
 
-// To a table's storage; bfloat16 stochastically where finite: `noise`, 16 random bits, is added below the kept ones.
-FASTAC_DEVICE void round_stored(float x, uint32_t, float& out) { out = x; }
-FASTAC_DEVICE void round_stored(float x, uint32_t noise, bf16& out) {
+// To bfloat16, stochastically where finite: `noise`, 16 random bits, is added below the kept ones.
+FASTAC_DEVICE bf16 round_stored(float x, uint32_t noise) {
   const uint32_t bits = __float_as_uint(x);
   const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
-  out.bits = finite ? (uint16_t)((bits + noise) >> 16) : to_bfloat16(x);
+  return {finite ? (uint16_t)((bits + noise) >> 16) : to_bfloat16(x)};
 }
 
 // --- which columns a thread has ---

@@ -45,15 +45,13 @@ Grid grid_of(int64_t n, int team) {
   return {ceil_divide(n * team, threads), threads};
 }
 
-// Calls f.operator()<A, kMomentum, kWide>() for the table's storage.
+// Calls f(momentum, wide) with std::true_type or std::false_type for each.
 template <class F>
 cudaError_t with_storage(const Rows& rows, bool wide, F f) {
-  const bool momentum = rows.momentum != nullptr;
-  const auto typed = [&](auto a) {
-    if (wide) return momentum ? f(a, std::true_type{}, std::true_type{}) : f(a, std::false_type{}, std::true_type{});
-    return momentum ? f(a, std::true_type{}, std::false_type{}) : f(a, std::false_type{}, std::false_type{});
-  };
-  return rows.type == Type::float32 ? typed(float{}) : typed(bf16{});
+  const std::true_type yes;
+  const std::false_type no;
+  if (rows.momentum) return wide ? f(yes, yes) : f(yes, no);
+  return wide ? f(no, yes) : f(no, no);
 }
 
 bool wide_rows(const Rows& rows) {
@@ -115,12 +113,9 @@ __global__ void sum_weights(const __grid_constant__ Forward f, float* partials) 
 
 template <class M>
 cudaError_t launch_typed(const Forward& f, const Plan& plan, const Workspace& w, cudaStream_t stream) {
-  if (f.ac2 || f.rows.type == Type::none) return launch_loss<M, None, false>(f, plan, w, stream);
-  if (f.rows.type == Type::float32)
-    return f.rows.momentum ? launch_loss<M, float, true>(f, plan, w, stream)
-                           : launch_loss<M, float, false>(f, plan, w, stream);
-  return f.rows.momentum ? launch_loss<M, bf16, true>(f, plan, w, stream)
-                         : launch_loss<M, bf16, false>(f, plan, w, stream);
+  if (f.ac2 || f.rows.type == Type::none) return launch_loss<M, Alpha::none>(f, plan, w, stream);
+  return f.rows.momentum ? launch_loss<M, Alpha::momentum>(f, plan, w, stream)
+                         : launch_loss<M, Alpha::plain>(f, plan, w, stream);
 }
 
 cudaError_t reduce_loss(const Forward& f, const Workspace& w, cudaStream_t stream) {
@@ -173,8 +168,8 @@ cudaError_t update_rows(const Update& u, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
   }
   const Grid grid = grid_of(u.batch, team);
-  return with_storage(u.rows, wide_rows(u.rows) && aligned(u.grad), [&](auto a, auto momentum, auto wide) {
-    return launch(update_kernel<decltype(a), momentum.value, wide.value>, grid.blocks, grid.threads, stream, u, w, team,
+  return with_storage(u.rows, wide_rows(u.rows) && aligned(u.grad), [&](auto momentum, auto wide) {
+    return launch(update_kernel<decltype(momentum)::value, decltype(wide)::value>, grid.blocks, grid.threads, stream, u, w, team,
                   contested);
   });
 }
@@ -183,8 +178,8 @@ cudaError_t read_rows(const Rows& rows, const int64_t* ids, int64_t n, float* ou
   if (n == 0) return cudaSuccess;
   const int team = streaming_threads(rows.columns);
   const Grid grid = grid_of(n, team);
-  return with_storage(rows, wide_rows(rows) && aligned(out), [&](auto a, auto momentum, auto wide) {
-    return launch(read_kernel<decltype(a), momentum.value, wide.value>, grid.blocks, grid.threads, stream, rows, ids, n,
+  return with_storage(rows, wide_rows(rows) && aligned(out), [&](auto momentum, auto wide) {
+    return launch(read_kernel<decltype(momentum)::value, decltype(wide)::value>, grid.blocks, grid.threads, stream, rows, ids, n,
                   out, team);
   });
 }
@@ -194,8 +189,8 @@ cudaError_t sweep(const Rows& rows, const int64_t* ids, int64_t n, int64_t sweep
   if (n == 0) return cudaSuccess;
   const int team = streaming_threads(rows.columns);
   const Grid grid = grid_of(n, team);
-  return with_storage(rows, wide_rows(rows), [&](auto a, auto momentum, auto wide) {
-    return launch(sweep_kernel<decltype(a), momentum.value, wide.value>, grid.blocks, grid.threads, stream, rows, ids, n,
+  return with_storage(rows, wide_rows(rows), [&](auto momentum, auto wide) {
+    return launch(sweep_kernel<decltype(momentum)::value, decltype(wide)::value>, grid.blocks, grid.threads, stream, rows, ids, n,
                   sweep_every, seed, team);
   });
 }

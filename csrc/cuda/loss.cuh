@@ -19,11 +19,11 @@ struct Sums {
   float m_rest = 0, m_squares = 0;      // Σ e of all m but y's, and of their squares
 };
 
-template <class M, class A, bool kMomentum, bool kUpdate, bool kWide>
+template <class M, Alpha kAlphas, bool kUpdate, bool kWide>
 struct LossRow {
   using G = std::conditional_t<kUpdate, M, float>;
-  static constexpr bool kAlpha = !std::is_same_v<A, None>;
-  using State = Storage<std::conditional_t<kAlpha, A, float>, kMomentum>;
+  static constexpr bool kAlpha = kAlphas != Alpha::none, kMomentum = kAlphas == Alpha::momentum;
+  using State = Storage<kMomentum>;
 
   const Forward& f;
   const Workspace& w;
@@ -264,7 +264,7 @@ struct LossRow {
                               float (&b)[kMomentum ? n : 1][kItems]) const {
     const Step step(f.sgd, f.rows.clock, kMomentum);
     const int64_t now = *f.rows.clock.steps + 1;
-    const uint32_t hash = row_hash<A>(f.sgd.seed, now, id);
+    const uint32_t hash = hash_row(f.sgd.seed, now, id);
     const State row(f.rows, id);
 #pragma unroll
     for (int t = 0; t < n; ++t) {
@@ -344,7 +344,7 @@ struct LossRow {
   FASTAC_DEVICE void stream_gradients(const Position& first, const Coefficients& now, const Numbers& only, float shift,
                                       bool alone, bool writes, Next next) {
     const int64_t step_number = kUpdate ? *f.rows.clock.steps + 1 : 0;
-    const uint32_t hash = kUpdate && kAlpha ? row_hash<A>(f.sgd.seed, step_number, first.id) : 0;
+    const uint32_t hash = kUpdate && kAlpha ? hash_row(f.sgd.seed, step_number, first.id) : 0;
     for (int begin = 0; begin < columns.count; begin += columns.turn) {
       float sum[kItems] = {}, a[1][kItems], b[1][kItems];
       for (int64_t i = first.i; i >= 0; i = next(i)) {
@@ -379,7 +379,7 @@ struct LossRow {
   }
 };
 
-template <class M, class A, bool kMomentum, int kChunks, bool kUpdate, bool kWide>
+template <class M, Alpha kAlpha, int kChunks, bool kUpdate, bool kWide>
 __global__ void __launch_bounds__(kChunks == 1 ? kThreads : kMaxThreads, kChunks == 1 ? 5 : 1)
     loss_kernel(const __grid_constant__ Forward f, const Plan plan, const __grid_constant__ Workspace w) {
   FASTAC_SHARED(Exchange, exchange);
@@ -391,16 +391,16 @@ __global__ void __launch_bounds__(kChunks == 1 ? kThreads : kMaxThreads, kChunks
   const Ids ids{f.index, f.index_int32, f.batch, plan.contested ? w.contested : nullptr};
   const Role role = kUpdate ? role_of(team, ids, i, p.id) : Role::alone;
   if (role == Role::leaves) return;
-  LossRow<M, A, kMomentum, kUpdate, kWide> row(f, w, team, normaliser);
+  LossRow<M, kAlpha, kUpdate, kWide> row(f, w, team, normaliser);
   if constexpr (kChunks > 0) {
     if (role == Role::alone) return row.template resident<kChunks>(p);
   }
   if constexpr (kChunks == 0 || kUpdate) row.stream(p, ids, role == Role::alone);
 }
 
-template <class M, class A, bool kMomentum, int kChunks, bool kUpdate, bool kWide>
+template <class M, Alpha kAlpha, int kChunks, bool kUpdate, bool kWide>
 cudaError_t launch_layout(const Forward& f, const Plan& plan, const Workspace& w, cudaStream_t stream) {
-  const auto kernel = loss_kernel<M, A, kMomentum, kChunks, kUpdate, kWide>;
+  const auto kernel = loss_kernel<M, kAlpha, kChunks, kUpdate, kWide>;
   const int threads = plan.threads > kWarp ? plan.threads : kThreads;
   const int64_t blocks = (f.batch * plan.threads * plan.blocks + threads - 1) / threads;
   cudaLaunchAttribute cluster;
@@ -422,26 +422,26 @@ cudaError_t launch_layout(const Forward& f, const Plan& plan, const Workspace& w
     }
     if (fitting == 0) {
       const Plan streamed{plan.threads, 1, 0, plan.wide, plan.contested, plan.partials};
-      return launch_layout<M, A, kMomentum, 0, kUpdate, kWide>(f, streamed, w, stream);
+      return launch_layout<M, kAlpha, 0, kUpdate, kWide>(f, streamed, w, stream);
     }
   }
   return cudaLaunchKernelEx(&config, kernel, f, plan, w);
 }
 
-template <class M, class A, bool kMomentum, int kChunks>
+template <class M, Alpha kAlpha, int kChunks>
 cudaError_t launch_layouts(const Forward& f, const Plan& plan, const Workspace& w, cudaStream_t stream) {
   if (f.update)
-    return plan.wide ? launch_layout<M, A, kMomentum, kChunks, true, true>(f, plan, w, stream)
-                     : launch_layout<M, A, kMomentum, kChunks, true, false>(f, plan, w, stream);
-  return plan.wide ? launch_layout<M, A, kMomentum, kChunks, false, true>(f, plan, w, stream)
-                   : launch_layout<M, A, kMomentum, kChunks, false, false>(f, plan, w, stream);
+    return plan.wide ? launch_layout<M, kAlpha, kChunks, true, true>(f, plan, w, stream)
+                     : launch_layout<M, kAlpha, kChunks, true, false>(f, plan, w, stream);
+  return plan.wide ? launch_layout<M, kAlpha, kChunks, false, true>(f, plan, w, stream)
+                   : launch_layout<M, kAlpha, kChunks, false, false>(f, plan, w, stream);
 }
 
-template <class M, class A, bool kMomentum>
+template <class M, Alpha kAlpha>
 cudaError_t launch_loss(const Forward& f, const Plan& plan, const Workspace& w, cudaStream_t stream) {
-  if (plan.chunks == 1) return launch_layouts<M, A, kMomentum, 1>(f, plan, w, stream);
-  if (plan.chunks == 4) return launch_layouts<M, A, kMomentum, 4>(f, plan, w, stream);
-  return launch_layouts<M, A, kMomentum, 0>(f, plan, w, stream);
+  if (plan.chunks == 1) return launch_layouts<M, kAlpha, 1>(f, plan, w, stream);
+  if (plan.chunks == 4) return launch_layouts<M, kAlpha, 4>(f, plan, w, stream);
+  return launch_layouts<M, kAlpha, 0>(f, plan, w, stream);
 }
 
 }  // namespace fastac::cuda

@@ -32,7 +32,7 @@ __global__ void mark_repeats(const Ids ids, int64_t num_rows, const int32_t* slo
 
 // --- gradients into rows ---
 
-template <class A, bool kMomentum, bool kWide>
+template <bool kMomentum, bool kWide>
 struct UpdateRow {
   const Update& u;
   const Workspace& w;
@@ -78,8 +78,8 @@ struct UpdateRow {
     team.sync();  // before the row is written, all of the team have read `last`
     const Step step(u.sgd, u.rows.clock, kMomentum);
     const int64_t steps = *u.rows.clock.steps + 1;
-    const uint32_t hash = row_hash<A>(u.sgd.seed, steps, id);
-    const Storage<A, kMomentum> row(u.rows, id);
+    const uint32_t hash = hash_row(u.sgd.seed, steps, id);
+    const Storage<kMomentum> row(u.rows, id);
     for (int begin = 0; begin < columns.count; begin += columns.turn) {
       float sum[kItems] = {}, a[1][kItems], b[1][kItems] = {};
       row.load_stored(begin, columns, a, b);
@@ -99,7 +99,7 @@ struct UpdateRow {
   }
 };
 
-template <class A, bool kMomentum, bool kWide>
+template <bool kMomentum, bool kWide>
 __global__ void __launch_bounds__(kMaxThreads)
     update_kernel(const __grid_constant__ Update u, const __grid_constant__ Workspace w, int threads, bool contested) {
   if (u.skip && *u.skip) return;
@@ -111,19 +111,19 @@ __global__ void __launch_bounds__(kMaxThreads)
   Team team(threads, 1, &exchange);
   const Ids ids{u.ids, false, u.batch, contested ? w.contested : nullptr};
   const Role role = role_of(team, ids, i, id);
-  if (role != Role::leaves) UpdateRow<A, kMomentum, kWide>(u, w, team, ids).run(i, id, role == Role::alone);
+  if (role != Role::leaves) UpdateRow<kMomentum, kWide>(u, w, team, ids).run(i, id, role == Role::alone);
 }
 
 // --- rows as they are now ---
 
-template <class A, bool kMomentum, bool kWide>
+template <bool kMomentum, bool kWide>
 __global__ void __launch_bounds__(kMaxThreads)
     read_kernel(const __grid_constant__ Rows rows, const int64_t* ids, int64_t n, float* out, int threads) {
   const int64_t i = team_position(threads);
   if (i >= n) return;
   const Columns<kWide> columns(rows.columns, threads, (int)threadIdx.x & (threads - 1));
   const Coefficients now(rows.clock, rows.last[ids[i]]);
-  const Storage<A, kMomentum> row(rows, ids[i]);
+  const Storage<kMomentum> row(rows, ids[i]);
   for (int begin = 0; begin < columns.count; begin += columns.turn) {
     float a[1][kItems], b[1][kItems];
     row.load_stored(begin, columns, a, b);
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-template <class A, bool kMomentum, bool kWide>
+template <bool kMomentum, bool kWide>
 __global__ void __launch_bounds__(kMaxThreads)
     sweep_kernel(const __grid_constant__ Rows rows, const int64_t* ids, int64_t n, int64_t sweep_every, int64_t seed,
                  int threads) {
@@ -143,8 +143,8 @@ __global__ void __launch_bounds__(kMaxThreads)
   const Team team(threads, 1, nullptr);
   const Columns<kWide> columns(rows.columns, threads, team.rank);
   const Coefficients now(rows.clock, last);
-  const Storage<A, kMomentum> row(rows, id);
-  const uint32_t hash = row_hash<A>(seed, steps, id);
+  const Storage<kMomentum> row(rows, id);
+  const uint32_t hash = hash_row(seed, steps, id);
   team.sync();  // all have read `last`
   for (int begin = 0; begin < columns.count; begin += columns.turn) {
     float a[1][kItems], b[1][kItems];

@@ -46,36 +46,58 @@ struct Step {
   }
 };
 
-// Where row id is stored.
-template <class A, bool kMomentum>
+// Where row id is stored, as float32 or bfloat16.
+template <bool kMomentum>
 struct Storage {
-  A* alpha;
-  A* momentum;
+  bool half;  // bfloat16
+  char* alpha;
+  char* momentum;
 
-  FASTAC_DEVICE Storage(const Rows& rows, int64_t id)
-      : alpha((A*)rows.alpha + row_offset(id, rows.columns)),
-        momentum(kMomentum ? (A*)rows.momentum + row_offset(id, rows.columns) : nullptr) {}
+  FASTAC_DEVICE Storage(const Rows& rows, int64_t id) : half(rows.type == Type::bfloat16) {
+    const int64_t offset = row_offset(id, rows.columns) * (half ? 2 : 4);
+    alpha = (char*)rows.alpha + offset;
+    momentum = kMomentum ? (char*)rows.momentum + offset : nullptr;
+  }
 
   template <int n, bool kWide>
   FASTAC_DEVICE void load_stored(int begin, const Columns<kWide>& columns, float (&a)[n][kItems],
                                  float (&b)[kMomentum ? n : 1][kItems]) const {
-    load(alpha, begin, columns, 0, a);
-    if constexpr (kMomentum) load(momentum, begin, columns, 0, b);
+    if (half) {
+      load((const bf16*)alpha, begin, columns, 0, a);
+      if constexpr (kMomentum) load((const bf16*)momentum, begin, columns, 0, b);
+    } else {
+      load((const float*)alpha, begin, columns, 0, a);
+      if constexpr (kMomentum) load((const float*)momentum, begin, columns, 0, b);
+    }
   }
 
+  // hash: of hash_row, for bfloat16's rounding.
   template <bool kWide>
   FASTAC_DEVICE void store_state(int begin, const Columns<kWide>& columns, const float (&a)[kItems],
                                  const float (&b)[kItems], uint32_t hash, bool write_momentum) const {
-    A out[kItems], out_b[kItems];
+    if (half) {
+      bf16 out[kItems], out_b[kItems];
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const uint32_t noise = sizeof(A) == 2 ? absorb(hash, (uint64_t)columns.at(begin, i)) : 0;
-      round_stored(a[i], noise & 0xffffu, out[i]);
-      if constexpr (kMomentum) round_stored(b[i], noise >> 16, out_b[i]);
+      for (int i = 0; i < kItems; ++i) {
+        const uint32_t noise = absorb(hash, (uint64_t)columns.at(begin, i));
+        out[i] = round_stored(a[i], noise & 0xffffu);
+        if constexpr (kMomentum) out_b[i] = round_stored(b[i], noise >> 16);
+      }
+      store((bf16*)alpha, begin, columns, out);
+      if constexpr (kMomentum)
+        if (write_momentum) store((bf16*)momentum, begin, columns, out_b);
+    } else {
+      store((float*)alpha, begin, columns, a);
+      if constexpr (kMomentum)
+        if (write_momentum) store((float*)momentum, begin, columns, b);
     }
-    store(alpha, begin, columns, out);
-    if constexpr (kMomentum)
-      if (write_momentum) store(momentum, begin, columns, out_b);
+  }
+
+  // AC2's rows have one number.
+  FASTAC_DEVICE float number(const char* p) const { return half ? to_float(*(const bf16*)p) : *(const float*)p; }
+  FASTAC_DEVICE void put_number(char* p, float x, uint32_t noise) const {
+    if (half) *(bf16*)p = round_stored(x, noise);
+    else *(float*)p = x;
   }
 };
 
@@ -103,49 +125,32 @@ FASTAC_DEVICE void take_step(const Step& step, float (&a)[kItems], float (&b)[kI
   }
 }
 
-template <class A>
-FASTAC_DEVICE uint32_t row_hash(int64_t seed, int64_t step, int64_t id) {
-  return sizeof(A) == 2 ? hash_row(seed, step, id) : 0;
-}
+// --- AC2's rows, of one number ---
 
-// --- AC2's rows, of one number: of a type known at run time ---
-
-template <class A, bool kMomentum>
 FASTAC_DEVICE float read_number(const Rows& rows, int64_t id) {
   const Coefficients now(rows.clock, rows.last[id]);
-  const Storage<A, kMomentum> row(rows, id);
-  const float a = now.c[0] * to_float(*row.alpha);
-  return kMomentum ? a + now.c[1] * to_float(*row.momentum) : a;
+  const Storage<true> row(rows, id);
+  const float a = now.c[0] * row.number(row.alpha);
+  return rows.momentum ? a + now.c[1] * row.number(row.momentum) : a;
 }
 
-FASTAC_DEVICE float read_number(const Rows& rows, int64_t id) {
-  if (rows.type == Type::float32)
-    return rows.momentum ? read_number<float, true>(rows, id) : read_number<float, false>(rows, id);
-  return rows.momentum ? read_number<bf16, true>(rows, id) : read_number<bf16, false>(rows, id);
-}
-
-template <class A, bool kMomentum>
 FASTAC_DEVICE void step_number(const Rows& rows, const Sgd& sgd, int64_t id, float g) {
   const Coefficients now(rows.clock, rows.last[id]);
-  const Storage<A, kMomentum> row(rows, id);
-  const Step step(sgd, rows.clock, kMomentum);
+  const Storage<true> row(rows, id);
+  const Step step(sgd, rows.clock, rows.momentum != nullptr);
   const int64_t next = *rows.clock.steps + 1;
-  const float a0 = to_float(*row.alpha), b0 = kMomentum ? to_float(*row.momentum) : 0;
+  const float a0 = row.number(row.alpha);
   float a = now.c[0] * a0, b = 0;
-  if (kMomentum) a += now.c[1] * b0, b = now.c[2] * a0 + now.c[3] * b0;
+  if (rows.momentum) {
+    const float b0 = row.number(row.momentum);
+    a += now.c[1] * b0;
+    b = now.c[2] * a0 + now.c[3] * b0;
+  }
   step(a, b, g);
-  const uint32_t noise = sizeof(A) == 2 ? absorb(hash_row(sgd.seed, next, id), 0) : 0;
-  round_stored(a, noise & 0xffffu, *row.alpha);
-  if constexpr (kMomentum)
-    if (step.write_momentum) round_stored(b, noise >> 16, *row.momentum);
+  const uint32_t noise = absorb(hash_row(sgd.seed, next, id), 0);
+  row.put_number(row.alpha, a, noise & 0xffffu);
+  if (step.write_momentum) row.put_number(row.momentum, b, noise >> 16);
   rows.last[id] = (int32_t)next;
-}
-
-FASTAC_DEVICE void step_number(const Rows& rows, const Sgd& sgd, int64_t id, float g) {
-  if (rows.type == Type::float32)
-    rows.momentum ? step_number<float, true>(rows, sgd, id, g) : step_number<float, false>(rows, sgd, id, g);
-  else
-    rows.momentum ? step_number<bf16, true>(rows, sgd, id, g) : step_number<bf16, false>(rows, sgd, id, g);
 }
 
 // --- training dynamics ---

@@ -1,4 +1,0 @@
-#include "../loss.cuh"
-
-template cudaError_t fastac::cuda::launch_loss<float, fastac::cuda::bf16, false>(
-    const Forward&, const Plan&, const Workspace&, cudaStream_t);

@@ -1,4 +1,0 @@
-#include "../loss.cuh"
-
-template cudaError_t fastac::cuda::launch_loss<fastac::cuda::Half, float, false>(
-    const Forward&, const Plan&, const Workspace&, cudaStream_t);
