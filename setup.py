@@ -35,7 +35,11 @@ def missing_tools():
 def find_nvcc():
     """The path of nvcc, or None."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    named = [os.environ.get("CUDACXX"), "nvcc", *(os.path.join(home, "bin", "nvcc") for home in homes if home)]
+    named = [
+        os.environ.get("CUDACXX"),
+        "nvcc",
+        *(os.path.join(home, "bin", "nvcc") for home in homes if home),
+    ]
     return next((path for name in named if name and (path := shutil.which(name))), None)
 
 

@@ -446,7 +446,9 @@ def test_offsets_past_2_to_the_31(emulated):
     """Elements of the table and of strided logits; 32 bits would reach rows at the other end, or nothing at all."""
     backend, _ = emulated
     classes, samples = 8192, 270_000
-    problem = Problem(BASE._replace(classes=classes, table=torch.bfloat16, logits=torch.bfloat16, momentum=0.0))
+    problem = Problem(
+        BASE._replace(classes=classes, table=torch.bfloat16, logits=torch.bfloat16, momentum=0.0)
+    )
     near = problem.rows()
     shift = samples - problem.num_samples  # the rows' home in the large table: its end
     alpha = far_apart(samples * classes).view(samples, classes)
@@ -498,7 +500,9 @@ def test_a_wrong_state_is_refused(cuda):
 # --- launches ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("batch", "classes", "most"), [(256, 1000, 2), (256, 10, 2), (1024, 100, 2), (4096, 10, 5)])
+@pytest.mark.parametrize(
+    ("batch", "classes", "most"), [(256, 1000, 2), (256, 10, 2), (1024, 100, 2), (4096, 10, 5)]
+)
 def test_launches_of_a_step(emulated, batch, classes, most):
     backend, emulation = emulated
     problem = Problem(BASE._replace(batch=batch, classes=classes))
@@ -514,3 +518,99 @@ def test_the_example_runs_without_python(library):
     done = subprocess.run([library.parent / "example"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("OK")
+
+
+# --- on a device only ----------------------------------------------------------------------------------------
+
+
+def on_device(problem):
+    """The problem's tensors, a table and a clock on the device, as a backend is handed them."""
+    mover = OnDevice(None, torch.device("cuda"))
+    batch = [mover.move(x, []) for x in (problem.logits, problem.target, problem.index)]
+    return batch, mover.move(problem.rows(), []), mover.move(problem.objective, []), problem.flags.cuda()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", ["ac1", "ac2"])
+def test_a_replayed_graph_follows_learning_rate_and_steps(form):
+    from fastac import cuda as backend
+
+    problem = Problem(BASE._replace(batch=256, classes=100, form=form))
+    (logits, target, index), rows, objective, flags = on_device(problem)
+    truth = problem.rows(torch.float64)
+
+    def step():
+        result = backend.forward_update(
+            logits, target, index, rows, objective, flags, problem.num_samples, None, problem.sgd, 1.0
+        )
+        backend.advance(rows.clock, problem.sgd, None)
+        return result
+
+    kept = [x.clone() for x in (rows.alpha, rows.momentum, rows.last, rows.clock.steps)]
+    kept += [rows.clock.within.clone(), rows.clock.tail.clone()]
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+    places = (rows.alpha, rows.momentum, rows.last, rows.clock.steps, rows.clock.within, rows.clock.tail)
+    for place, value in zip(places, kept, strict=True):
+        place.copy_(value)
+    for number, lr in enumerate((0.1, 0.05, 0.01, 0.2)):
+        rows.clock.set_lr(lr)
+        truth.clock.set_lr(lr)
+        problem.logits = torch.randn(256, 100, generator=torch.Generator().manual_seed(number))
+        logits.copy_(problem.logits)
+        graph.replay()
+        expected = problem.forward_update(eager, truth, problem.logits.double())
+        eager.advance(truth.clock, problem.sgd, None)
+        torch.testing.assert_close(result.loss.cpu().double(), expected.loss, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(rows.alpha.cpu().double(), truth.alpha, rtol=1e-4, atol=1e-5)
+    assert int(rows.clock.steps) == int(truth.clock.steps) == 74
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("batch", "classes"), [(256, 1000), (2000, 10)])
+def test_nothing_waits_for_the_device(batch, classes):
+    from fastac import cuda as backend
+
+    problem = Problem(BASE._replace(batch=batch, classes=classes, weighted=True))
+    (logits, target, index), rows, objective, flags = on_device(problem)
+    grad, skip = torch.randn(batch, classes, device="cuda"), torch.zeros((), dtype=torch.bool, device="cuda")
+    arguments = (logits, target, index, rows, objective, flags, problem.num_samples)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = backend.forward(*arguments, True)
+        backend.backward(result.grad, result.loss, torch.float32)
+        backend.forward_update(*arguments, None, problem.sgd, 1.0)
+        backend.scale_gradient(result.grad, result.loss)
+        backend.update_rows(rows, index, grad, result.loss, problem.sgd, skip)
+        backend.advance(rows.clock, problem.sgd, skip)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert int(rows.clock.steps) == 71
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("batch", "classes"), [(300, 10), (256, 1000), (64, 33000), (2000, 100)])
+def test_repeats_on_the_device_are_the_same_bits(batch, classes):
+    from fastac import cuda as backend
+
+    case = BASE._replace(batch=batch, classes=classes, table=torch.bfloat16, logits=torch.bfloat16)
+    results = []
+    for _ in range(5):
+        problem = Problem(case)
+        (logits, target, index), rows, objective, flags = on_device(problem)
+        results.append(
+            (
+                *backend.forward_update(
+                    logits, target, index, rows, objective, flags, problem.num_samples, None, problem.sgd, 1.0
+                ),
+                *rows[:3],
+            )
+        )
+    for other in results[1:]:
+        assert_same(results[0], other)

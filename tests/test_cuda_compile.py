@@ -102,7 +102,10 @@ def test_wide_kernels_access_16_bytes_at_a_time(objects, usage, source):
 def test_the_library_loads_without_a_gpu(objects, tmp_path):
     """The binding, linked with the kernels, in a Python of its own: torch's stable ABI needs no CUDA in torch."""
     toolkit = Path(os.path.realpath(NVCC)).parents[1]
-    (include, *_), (runtime, *_) = toolkit_files("include/cuda_runtime_api.h"), toolkit_files("*/libcudart_static.a")
+    (include, *_), (runtime, *_) = (
+        toolkit_files("include/cuda_runtime_api.h"),
+        toolkit_files("*/libcudart_static.a"),
+    )
     torch_folder = Path(torch.__file__).parent
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     library = tmp_path / "_cuda.so"

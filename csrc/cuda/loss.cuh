@@ -29,15 +29,14 @@ struct LossRow {
   const Workspace& w;
   Team& team;
   const Columns<kWide> columns;
-  const bool half;      // see Half
+  const bool half;     // see Half
   const float normaliser;
   const float spread;  // of label smoothing
 
   FASTAC_DEVICE LossRow(const Forward& f_, const Workspace& w_, Team& team_, float normaliser_)
       : f(f_), w(w_), team(team_),
         columns(f_.classes, team_.threads * team_.blocks, team_.block * team_.threads + team_.rank),
-        half(f_.logits_type == Type::float16),
-        normaliser(normaliser_), spread(f_.label_smoothing / (float)f_.classes) {}
+        half(f_.logits_type == Type::float16), normaliser(normaliser_), spread(f_.label_smoothing / (float)f_.classes) {}
 
   FASTAC_DEVICE const M* logits(int64_t i) const { return (const M*)f.logits + row_offset(i, f.logits_stride); }
   FASTAC_DEVICE G* grad(int64_t i) const { return (G*)f.grad + row_offset(i, f.classes); }
@@ -88,7 +87,7 @@ struct LossRow {
     const float factor = expf(before - after);
     s.rest *= factor;
     s.e_y *= factor;
-    s.smooth += s.weights * (after - before);
+    s.smooth += s.weights > 0 ? s.weights * (after - before) : 0.0f;
     s.top = after;
   }
 
@@ -379,8 +378,12 @@ struct LossRow {
   }
 };
 
+// Blocks that a multiprocessor should hold at least. Rows of few classes need many threads to keep memory busy; four
+// leave 128 registers a thread, five 96.
+constexpr int least_blocks(int chunks, bool update, bool wide) { return chunks != 1 ? 1 : update && !wide ? 4 : 5; }
+
 template <class M, Alpha kAlpha, int kChunks, bool kUpdate, bool kWide>
-__global__ void __launch_bounds__(kChunks == 1 ? kThreads : kMaxThreads, kChunks == 1 ? 5 : 1)
+__global__ void __launch_bounds__(kChunks == 1 ? kThreads : kMaxThreads, least_blocks(kChunks, kUpdate, kWide))
     loss_kernel(const __grid_constant__ Forward f, const Plan plan, const __grid_constant__ Workspace w) {
   FASTAC_SHARED(Exchange, exchange);
   Team team(plan.threads, plan.blocks, &exchange);

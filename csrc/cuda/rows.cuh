@@ -100,7 +100,7 @@ struct UpdateRow {
 };
 
 template <bool kMomentum, bool kWide>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     update_kernel(const __grid_constant__ Update u, const __grid_constant__ Workspace w, int threads, bool contested) {
   if (u.skip && *u.skip) return;
   FASTAC_SHARED(Exchange, exchange);
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 // --- rows as they are now ---
 
 template <bool kMomentum, bool kWide>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     read_kernel(const __grid_constant__ Rows rows, const int64_t* ids, int64_t n, float* out, int threads) {
   const int64_t i = team_position(threads);
   if (i >= n) return;
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 }
 
 template <bool kMomentum, bool kWide>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     sweep_kernel(const __grid_constant__ Rows rows, const int64_t* ids, int64_t n, int64_t sweep_every, int64_t seed,
                  int threads) {
   const int64_t i = team_position(threads);
