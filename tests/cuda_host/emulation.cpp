@@ -107,21 +107,41 @@ char* stack_of(size_t i) {
   return stacks[i];
 }
 
-// Fibers in turn until all are done.
+// Runs each of the fibers that can go on, once; returns how many ended, and whether any went on.
+size_t run_once(const std::vector<Fiber*>& order, bool* moved) {
+  size_t ended = 0;
+  for (Fiber* fiber : order) {
+    if (fiber->done || (fiber->waits_for && *fiber->waits_for == fiber->generation)) continue;
+    fiber->waits_for = nullptr;
+    resume(*fiber);
+    *moved = true;
+    ended += fiber->done;
+  }
+  return ended;
+}
+
+// All threads in turn, or where the order is shuffled, each warp as far as it can go before another: what a barrier
+// does not forbid then happens.
 void run_all(std::mt19937& random) {
-  std::vector<Fiber*> order;
-  for (Fiber& fiber : fibers) order.push_back(&fiber);
-  if (order_seed) std::shuffle(order.begin(), order.end(), random);
-  for (size_t left = order.size(); left > 0;) {
-    bool moved = false;
-    for (Fiber* fiber : order) {
-      if (fiber->done || (fiber->waits_for && *fiber->waits_for == fiber->generation)) continue;
-      fiber->waits_for = nullptr;
-      resume(*fiber);
-      moved = true;
-      left -= fiber->done;
+  std::vector<std::vector<Fiber*>> groups(1);
+  for (Fiber& fiber : fibers) {
+    if (order_seed && fiber.thread % 32 == 0 && !groups.back().empty()) groups.emplace_back();
+    groups.back().push_back(&fiber);
+  }
+  if (order_seed) {
+    std::shuffle(groups.begin(), groups.end(), random);
+    for (auto& group : groups) std::shuffle(group.begin(), group.end(), random);
+  }
+  for (size_t left = fibers.size(); left > 0;) {
+    bool any = false;
+    for (const auto& group : groups) {
+      for (bool moved = true; moved;) {
+        moved = false;
+        left -= run_once(group, &moved);
+        any |= moved;
+      }
     }
-    if (!moved) {
+    if (!any) {
       std::fprintf(stderr, "emulation: a barrier or exchange was not reached by all of its threads\n");
       std::abort();
     }
