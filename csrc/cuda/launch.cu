@@ -169,8 +169,8 @@ cudaError_t update_rows(const Update& u, cudaStream_t stream) {
   }
   const Grid grid = grid_of(u.batch, team);
   return with_storage(u.rows, wide_rows(u.rows) && aligned(u.grad), [&](auto momentum, auto wide) {
-    return launch(update_kernel<decltype(momentum)::value, decltype(wide)::value>, grid.blocks, grid.threads, stream, u, w, team,
-                  contested);
+    return launch(update_kernel<decltype(momentum)::value, decltype(wide)::value>, grid.blocks, grid.threads, stream, u,
+                  w, team, contested);
   });
 }
 
@@ -179,8 +179,8 @@ cudaError_t read_rows(const Rows& rows, const int64_t* ids, int64_t n, float* ou
   const int team = streaming_threads(rows.columns);
   const Grid grid = grid_of(n, team);
   return with_storage(rows, wide_rows(rows) && aligned(out), [&](auto momentum, auto wide) {
-    return launch(read_kernel<decltype(momentum)::value, decltype(wide)::value>, grid.blocks, grid.threads, stream, rows, ids, n,
-                  out, team);
+    return launch(read_kernel<decltype(momentum)::value, decltype(wide)::value>, grid.blocks, grid.threads, stream,
+                  rows, ids, n, out, team);
   });
 }
 
@@ -190,8 +190,8 @@ cudaError_t sweep(const Rows& rows, const int64_t* ids, int64_t n, int64_t sweep
   const int team = streaming_threads(rows.columns);
   const Grid grid = grid_of(n, team);
   return with_storage(rows, wide_rows(rows), [&](auto momentum, auto wide) {
-    return launch(sweep_kernel<decltype(momentum)::value, decltype(wide)::value>, grid.blocks, grid.threads, stream, rows, ids, n,
-                  sweep_every, seed, team);
+    return launch(sweep_kernel<decltype(momentum)::value, decltype(wide)::value>, grid.blocks, grid.threads, stream,
+                  rows, ids, n, sweep_every, seed, team);
   });
 }
 
@@ -214,7 +214,8 @@ cudaError_t record(const Accumulators& accumulators, const int64_t* ids, const f
     if (error != cudaSuccess) return error;
     batch.contested = w.contested;
   }
-  return launch(record_kernel, ceil_divide(n, kThreads), kThreads, stream, accumulators, batch, num_samples, statistics);
+  return launch(record_kernel, ceil_divide(n, kThreads), kThreads, stream, accumulators, batch, num_samples,
+                statistics);
 }
 
 cudaError_t advance(const Clock& clock, const Sgd& sgd, const bool* skip, cudaStream_t stream) {

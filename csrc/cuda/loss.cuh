@@ -36,7 +36,8 @@ struct LossRow {
   FASTAC_DEVICE LossRow(const Forward& f_, const Workspace& w_, Team& team_, float normaliser_)
       : f(f_), w(w_), team(team_),
         columns(f_.classes, team_.threads * team_.blocks, team_.block * team_.threads + team_.rank),
-        half(f_.logits_type == Type::float16), normaliser(normaliser_), spread(f_.label_smoothing / (float)f_.classes) {}
+        half(f_.logits_type == Type::float16), normaliser(normaliser_),
+        spread(f_.label_smoothing / (float)f_.classes) {}
 
   FASTAC_DEVICE const M* logits(int64_t i) const { return (const M*)f.logits + row_offset(i, f.logits_stride); }
   FASTAC_DEVICE G* grad(int64_t i) const { return (G*)f.grad + row_offset(i, f.classes); }

@@ -14,7 +14,12 @@
 
 #include "kernels.h"
 
-#if !defined(FASTAC_CUDA_HOST) && TORCH_FEATURE_VERSION < TORCH_VERSION_2_13_0
+// torch 2.13 brought these two.
+#define FASTAC_TORCH_2_13 (TORCH_FEATURE_VERSION >= ((2ULL << 56) | (13ULL << 48)))
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+#if !defined(FASTAC_CUDA_HOST) && !FASTAC_TORCH_2_13
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 #endif
 
@@ -39,7 +44,7 @@ class Call {
   explicit Call(const Tensor& like) : guard_(like.get_device_index()) {
     check(takes(like), "tensors on a CUDA device");
     const int32_t device = like.get_device_index();
-#if TORCH_FEATURE_VERSION >= TORCH_VERSION_2_13_0
+#if FASTAC_TORCH_2_13
     stream_ = (cudaStream_t)torch::stable::accelerator::getCurrentStream(device).nativeHandle();
 #else
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, (void**)&stream_));
@@ -64,8 +69,8 @@ Tensor empty(const Tensor& like, std::vector<int64_t> sizes, int32_t dtype) {
   int32_t type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &type));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided((int64_t)sizes.size(), sizes.data(), strides.data(), dtype, type,
-                                                         like.get_device_index(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided((int64_t)sizes.size(), sizes.data(), strides.data(), dtype,
+                                                         type, like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -246,8 +251,8 @@ Tensor read_rows(Tensor alpha, Optional momentum, Tensor last, Tensor within, Te
   return out;
 }
 
-void sweep(Tensor alpha, Optional momentum, Tensor last, Tensor within, Tensor tail, Tensor steps, Tensor lr, Tensor ids,
-           int64_t sweep_every, int64_t seed) {
+void sweep(Tensor alpha, Optional momentum, Tensor last, Tensor within, Tensor tail, Tensor steps, Tensor lr,
+           Tensor ids, int64_t sweep_every, int64_t seed) {
   const Call call(alpha);
   const Rows rows = make_rows(alpha, momentum, last, within, tail, steps, lr);
   const int64_t* p = data<int64_t>(ids, ScalarType::Long, "ids (n,) int64");
