@@ -28,6 +28,7 @@ class Entry(NamedTuple):
 
 
 BACKENDS = {
+    "cuda": Entry("fastac.cuda", ("cuda",)),
     "triton": Entry("fastac.triton", ("cuda",)),
     "cpu": Entry("fastac.cpu", ("cpu",)),
     "reference": Entry("fastac.eager", ()),

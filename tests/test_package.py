@@ -16,7 +16,7 @@ LAYERS = [
     ["clock"],
     ["contract"],
     ["eager"],
-    ["cpu"],
+    ["cpu", "cuda"],
     ["backends"],
     ["table", "dynamics"],
     ["ops"],

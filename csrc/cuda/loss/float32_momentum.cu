@@ -1,0 +1,4 @@
+#include "../loss.cuh"
+
+template cudaError_t fastac::cuda::launch_loss<float, fastac::cuda::Alpha::momentum>(
+    const Forward&, const Plan&, const Workspace&, cudaStream_t);
