@@ -49,7 +49,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     continue
                 setup = Setup(batch, classes, "ac1", 0.9, options.device, getattr(torch, options.dtype))
                 trace = options.out / f"trace-{size}-{way.name.replace(', ', '-').replace(' ', '-')}.json"
-                results.append({"size": size, "way": way.name, "kernels": kernels(setup, way.make(setup), trace)})
+                results.append(
+                    {"size": size, "way": way.name, "kernels": kernels(setup, way.make(setup), trace)}
+                )
     finally:
         os.environ.pop("FASTAC_BACKEND", None)
         if named is not None:

@@ -51,7 +51,9 @@ def train(device, form, update, steps=12, dynamics=False, **options):
 def test_steps_are_those_of_the_cpu(backend, form, update, monkeypatch):
     alpha, grads, recorder = train("cuda", form, update, dynamics=True)
     monkeypatch.setenv("FASTAC_BACKEND", "reference")
-    expected, expected_grads, expected_recorder = train("cpu", form, update, dynamics=True, dtype=torch.float64)
+    expected, expected_grads, expected_recorder = train(
+        "cpu", form, update, dynamics=True, dtype=torch.float64
+    )
     torch.testing.assert_close(alpha.cpu().double(), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(grads.cpu(), expected_grads, rtol=1e-4, atol=1e-7)
     for key, value in expected_recorder.state_dict().items():
@@ -97,7 +99,7 @@ def test_no_step_waits_for_the_device(backend, update, weighted):
 @pytest.mark.parametrize("update", ["step", "forward"])
 def test_a_replayed_graph_follows_the_learning_rate(backend, update):
     """The graph holds loss, gradient, rows and clock; learning rates are set between replays."""
-    data = list(batches(1, "cuda"))[0]
+    data = next(batches(1, "cuda"))
     rates = [0.5, 0.5, 0.5, 0.2, 0.05, 0.3]
 
     def make():
@@ -183,9 +185,13 @@ def test_values_outside_their_range_are_reported_at_a_later_step(backend):
     table = fastac.AlphaTable(N, K, device="cuda")
     table.lr = 0.1
     criterion = fastac.AutoCleansingLoss(table)
-    with pytest.raises(IndexError, match="index held values outside their range in an earlier batch"):
+
+    def train():
         for logits, target, index in batches(5, "cuda"):
             index[7] = N
             criterion(logits.requires_grad_(), target, index).backward()
             table.step()
             torch.cuda.synchronize()
+
+    with pytest.raises(IndexError, match="index held values outside their range in an earlier batch"):
+        train()
