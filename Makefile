@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m fastac.demo
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import loss_targets
 import numpy as np
 import torch
 from common import Case, Timing, copy_bandwidth, copy_case, stamp, time_cases, write_record
@@ -38,10 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     record = measure(options)
+    record["targets"] = loss_targets.verdicts(record)
     print(text(record))
-    print(f"record: {write_record(options.out, options.name, record)}")
+    if record["targets"]:
+        print("\n" + loss_targets.text(record["targets"]))
+    print(f"\nrecord: {write_record(options.out, options.name, record)}")
     plot(record, options.out / f"{options.name}.png")
-    return 0
+    return int(options.check and not all(target["met"] for target in record["targets"]))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,6 +61,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--momentum", type=float, default=0.0, help="of α's SGD; the other ways have none (default: 0)")
     add("--rounds", type=int, default=30, help="timed runs of each way, in turn (default: 30)")
     add("--threads", type=int, help="torch's threads (default: torch's own choice)")
+    add("--check", action="store_true", help="exit with 1 where one of the design's targets is missed")
     add("--name", help="of the record and the plot (default: loss-DEVICE)")
     add("--out", type=Path, default=Path(__file__).parent / "results", help="their folder")
     options = parser.parse_args(arguments)

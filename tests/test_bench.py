@@ -213,6 +213,32 @@ def test_loss_records_every_way(bench, tmp_path, capsys):
             assert f"{row['seconds']['median'] * 1e3:.3f}" in out
 
 
+def test_the_losss_targets_are_met_or_missed(bench):
+    targets = bench("loss_targets")
+
+    def row(seconds, share=0.0, warm=None):
+        times = {"median": seconds, "host": 1e-5}
+        return {
+            "seconds": times,
+            "share_of_copy": share,
+            "warm_seconds": None if warm is None else {"median": warm},
+        }
+
+    def result(batch, classes, ways, size=1e9):
+        return {"batch": batch, "classes": classes, "form": "ac1", "bytes": size, "ways": ways}
+
+    cpu = result(4096, 1000, {"eager": row(9.0), "torch.compile": row(2.9), "cpu, one pass": row(1.0, 0.86)})
+    small = result(256, 10, {"eager": row(1.0, warm=5.0), "cpu, one pass": row(9.0, warm=1.0)})
+    met = [v["met"] for v in targets.verdicts({"results": [cpu, small]})]
+    assert met == [True, True, False, True]
+    ways = {"F.cross_entropy, no α": row(6e-6), "eager": row(6e-6), "cuda, one pass": row(5.5e-6, 0.84)}
+    tiny = targets.verdicts({"results": [result(256, 1000, ways, size=1e6)]})
+    assert [v["met"] for v in tiny] == [False, True, True]
+    large = targets.verdicts({"results": [result(32768, 1000, ways)]})
+    assert [v["met"] for v in large] == [False, False]
+    assert "MISSED  32768 x 1000 cuda, one pass: share of copy: 0.84 (at least 0.85)" in targets.text(large)
+
+
 @pytest.mark.parametrize("form", ["ac1", "ac2"])
 def test_all_ways_of_the_loss_do_the_same(bench, form, monkeypatch):
     """A way that does less than the others is no measure of them."""
