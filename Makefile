@@ -20,7 +20,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/table.py
 
 # The constraints keep torch at one version in every install; see constraints.txt.
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*/* csrc/*/*/*)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fastac needs Python 3.11 or later")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
