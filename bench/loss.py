@@ -193,8 +193,15 @@ def _line(name: str, row: dict[str, Any]) -> str:
     return f"{name:<30}{s['median'] * 1e3:>10.3f}{quartiles:>20}{rate}{warm:>10}{host:>10}{peak:>9}"
 
 
+def times(result: dict[str, Any], name: str) -> float:
+    """A way's time over that of a copy of the same bytes; of small sizes that in the caches."""
+    row = result["ways"][name]
+    seconds = (row["warm_seconds"] or row["seconds"])["median"]
+    return seconds * result["copy_bytes_per_second"]["median"] / result["bytes"]
+
+
 def plot(record: dict[str, Any], out: Path) -> None:
-    """Time over the time of a copy of the same bytes, by size and form."""
+    """`times` by size and form."""
     with drawing():
         forms = record["settings"]["forms"]
         figure = new_figure(12, 4 + 0.4 * len(forms), layout="constrained")
@@ -202,8 +209,9 @@ def plot(record: dict[str, Any], out: Path) -> None:
             results = [r for r in record["results"] if r["form"] == form]
             places = range(len(results))
             for name in dict.fromkeys(name for r in results for name in r["ways"]):
-                there = [(p, r["ways"].get(name)) for p, r in zip(places, results, strict=True)]
-                points = [(p, 1 / row["share_of_copy"]) for p, row in there if row is not None]
+                points = [
+                    (p, times(r, name)) for p, r in zip(places, results, strict=True) if name in r["ways"]
+                ]
                 if points:
                     ours = name.split(",")[0] in ("cuda", "triton", "cpu")
                     style = "-" if ours else ":"
