@@ -88,7 +88,7 @@ def weight_between(batch, start, stop, n, num_rows, ignore_index, K: tl.constexp
 
 @triton.jit(do_not_specialize=["ignore_index"])
 def kept_weight(
-    batch, n, num_rows, ignore_index: "i64", K: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr
+    batch, n, num_rows, ignore_index: tl.int64, K: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr
 ):
     """One partial sum a program, of SPAN rows, into batch.sums."""
     start = tl.program_id(0) * SPAN
@@ -266,11 +266,11 @@ def forward_tile(
     n,
     num_rows,
     num_sums,
-    ignore_index: "i64",
+    ignore_index: tl.int64,
     stride,
     smoothing,
     grad_output,
-    seed: "i64",
+    seed: tl.int64,
     K: tl.constexpr,
     C: tl.constexpr,
     R: tl.constexpr,

@@ -67,7 +67,7 @@ def update_rows(
     skip,
     contested,
     n,
-    seed: "i64",
+    seed: tl.int64,
     K: tl.constexpr,
     C: tl.constexpr,
     R: tl.constexpr,
@@ -94,10 +94,12 @@ def update_rows(
         c = coefficients(rows, ids, known, WINDOW, BLOCK)
         step = tl.load(rows.steps) + 1
         written = known
+        several = False
         if C < K:  # a row is written in parts, so whether it is must be known before
             written = written_rows(
                 grad, scale, contested, index, p, following, known, ids, n, K, C, PER_ROW, CHUNK
             )
+            several = tl.max((known & (following < n)).to(tl.int32), 0) > 0
         for start in range(0, K, C):
             k = start + tl.arange(0, C)
             total = tl.zeros([R, C], tl.float32)
@@ -108,8 +110,10 @@ def update_rows(
             while tl.max(active.to(tl.int32), 0) > 0:
                 g = load_gradient(grad, scale, q, k, active, K, PER_ROW)
                 good = active & finite_rows(g)
-                if C < K:
-                    good = active & finite_gradient(grad, scale, q, active, K, C, PER_ROW)
+                if C < K:  # a row's only gradient is finite where the row is written
+                    good = active & written
+                    if several:
+                        good = active & finite_gradient(grad, scale, q, active, K, C, PER_ROW)
                 total += tl.where(good[:, None], g, 0.0)
                 sound = sound | good
                 q = later
@@ -160,7 +164,7 @@ def sweep(
     index,
     n,
     sweep_every,
-    seed: "i64",
+    seed: tl.int64,
     K: tl.constexpr,
     C: tl.constexpr,
     R: tl.constexpr,

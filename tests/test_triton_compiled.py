@@ -42,6 +42,17 @@ def test_nothing_spills(arch):
 
 
 @pytest.mark.parametrize("arch", ["80", "90", "100"])
+def test_the_clock_and_the_seeds_are_64_bits_wide(arch):
+    """Triton makes float32 of a Python float that isn't annotated. The interpreter computes in float64 throughout."""
+    kinds = {}
+    for kernel in compiled(arch):
+        kinds.setdefault(kernel["kernel"], []).append(kernel["scalars"])
+    assert all(scalars == ["fp64", "fp64"] for scalars in kinds["advance"])
+    for name in ("forward_tile", "forward_long", "update_rows", "sweep"):
+        assert all(scalars[-1] == "i64" for scalars in kinds[name])
+
+
+@pytest.mark.parametrize("arch", ["80", "90", "100"])
 def test_accesses_are_128_bits_wide(arch):
     """Where K is a multiple of 8: gradient and row state of the one pass, as many stores as their bytes need."""
     looked_at = 0

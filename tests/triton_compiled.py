@@ -48,6 +48,17 @@ def compile_only(capability, seen):
     triton.DEVICE_TYPE = "cpu"
 
 
+def scalars(signature):
+    """Types of the arguments that are numbers, those in tuples too."""
+    found = []
+    for kind in signature:
+        if isinstance(kind, tuple):
+            found += scalars(kind)
+        elif kind != "constexpr" and not kind.startswith("*"):
+            found.append(kind)
+    return found
+
+
 def resources(kernel):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -131,6 +142,7 @@ def main(capability):
             for key in sorted(set(seen) - before):
                 case = {k: str(v) for k, v in values.items()}
                 line = {"kernel": key[0], "case": case, "alone": launch is not launch_every}
+                line["scalars"] = scalars(seen[key].src.signature.values())
                 print(json.dumps(line | {"bytes": traced.bytes} | resources(seen[key])), flush=True)
 
 
