@@ -99,7 +99,9 @@ def _seconds(run: Callable[[Any], object], argument: Any, device: torch.device) 
     return time.perf_counter() - start, None
 
 
-_BUSY_CYCLES = 4_000_000  # about 2 ms, longer than any host here takes to send one run's work
+_BUSY_CYCLES = (
+    8_000_000  # about 4 ms, longer than a host takes to send one run's work, many small kernels too
+)
 
 
 def _queued(run: Callable[[Any], object], argument: Any, device: torch.device) -> tuple[float, float | None]:

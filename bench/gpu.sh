@@ -1,29 +1,48 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one call: build, tests, benchmarks, a training run. From the project's root:
+# Everything that wants a GPU: build, tests, benchmarks, a training run. From the project's root:
 #
-#     bench/gpu.sh FOLDER [build test loss table train profile]
+#     bench/gpu.sh FOLDER [PART...]
 #
-# FOLDER gets the records (JSON), plots and one log a part; the parts named after it are done, all by default. A part
-# that fails doesn't stop the others; the exit status is 1 if one did. PYTHON names the interpreter (default python3),
-# which has torch with CUDA, triton, pytest, hypothesis, pandas and matplotlib. FASTAC_ARCHS limits the architectures
-# that are compiled for, as CMAKE_CUDA_ARCHITECTURES would (default: that of the GPU).
+# PART, all by default, in this order: build, test, triton, ac1, ac2, momentum, bfloat16, table, train, kernels.
+#   build     the CUDA backend, for the GPU's architecture or FASTAC_ARCHS (as CMAKE_CUDA_ARCHITECTURES)
+#   test      pytest -m gpu                  triton    the Triton backend beside the reference, compiled
+#   ac1, ac2, momentum, bfloat16             bench/loss.py: a form, a momentum buffer, α in bfloat16
+#   table     bench/table.py                 kernels   bench/kernels.py: the kernels of a step, by name
+#   train     the demo recipe with cross entropy and AC1, the epochs' images a second in its log
+# A part takes 1 to 6 minutes and is stopped after its limit. One that fails doesn't stop the others; the exit status is
+# 1 if one did. FOLDER gets the records (JSON), plots and one log a part. LOSS_SIZES ("256x1000 ...") limits the sizes
+# of bench/loss.py. PYTHON names the interpreter (default python3), which has torch with CUDA, triton, pytest,
+# hypothesis, pandas, matplotlib and scikit-learn; with pytest-xdist the tests run side by side.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-[ $# -ge 1 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
-mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
+cd "$(dirname "$0")/.." || exit 2
+known="build test triton ac1 ac2 momentum bfloat16 table train kernels"
+[ $# -ge 1 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2; }
+folder=$1
 shift
-parts=${*:-build test loss table train profile}
+parts=${*:-$known}
+for name in $parts; do
+    [[ " $known " == *" $name "* ]] || { echo "no part is called $name; there are: $known" >&2; exit 2; }
+done
+mkdir -p "$folder" && out=$(cd "$folder" && pwd) || exit 2
 PYTHON=${PYTHON:-python3}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 failed=()
 
 part() { # NAME LIMIT_SECONDS COMMAND...
-    local name=$1 limit=$2 began=$SECONDS
+    local name=$1 limit=$2 began=$SECONDS status
     shift 2
     timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
-    local status=$?
+    status=$?
     [ $status -eq 0 ] || failed+=("$name")
-    printf '%-28s %5ds  %s\n' "$name" $((SECONDS - began)) "$([ $status -eq 0 ] && echo done || echo "FAILED ($status)")"
+    echo "=== $name: $((SECONDS - began)) s, $([ $status -eq 0 ] && echo done || echo "FAILED ($status)")"
+    tail -n 80 "$out/$name.log"
+}
+
+loss() { # NAME OPTIONS...
+    local name=$1
+    shift
+    part "loss-$name" 420 "$PYTHON" bench/loss.py --device cuda ${LOSS_SIZES:+--sizes $LOSS_SIZES} \
+        --out "$out" --name "loss-cuda-$name" "$@"
 }
 
 "$PYTHON" - <<'PY' || exit 2
@@ -34,6 +53,8 @@ print(f"{p.name}, sm_{p.major}{p.minor}, {p.multi_processor_count} processors, {
 print(f"torch {torch.__version__}, CUDA {torch.version.cuda}")
 PY
 arch=$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
+jobs=()
+"$PYTHON" -c 'import xdist' 2>/dev/null && jobs=(-n 6)
 
 for name in $parts; do
     case $name in
@@ -41,26 +62,19 @@ for name in $parts; do
         FASTAC_NATIVE=1 FASTAC_CUDA=1 FASTAC_CUDA_ARCHITECTURES=${FASTAC_ARCHS:-$arch} \
             part build 420 "$PYTHON" setup.py build_ext --inplace
         ;;
-    test)
-        part test-gpu 300 "$PYTHON" -m pytest -q -m gpu tests
-        part test-triton 300 "$PYTHON" -m pytest -q tests/test_triton_backend.py
-        ;;
-    loss)
-        part loss 240 "$PYTHON" bench/loss.py --device cuda --out "$out" --name loss-cuda
-        part loss-momentum 120 "$PYTHON" bench/loss.py --device cuda --momentum 0.9 --out "$out" --name loss-cuda-momentum
-        part loss-bfloat16 120 "$PYTHON" bench/loss.py --device cuda --table-dtype bfloat16 --forms ac1 \
-            --out "$out" --name loss-cuda-bfloat16
-        ;;
+    test) part test 300 "$PYTHON" -m pytest -q "${jobs[@]}" -m gpu tests ;;
+    triton) part triton 400 "$PYTHON" -m pytest -q "${jobs[@]}" tests/test_triton_backend.py ;;
+    ac1 | ac2) loss "$name" --forms "$name" ;;
+    momentum) loss momentum --forms ac1 --momentum 0.9 ;;
+    bfloat16) loss bfloat16 --forms ac1 --table-dtype bfloat16 ;;
     table) part table 120 "$PYTHON" bench/table.py --device cuda --out "$out" ;;
-    train) part train 180 "$PYTHON" -m fastac.demo --device cuda --out "$out/demo" ;;
-    profile) part profile 120 "$PYTHON" bench/profile.py --out "$out" ;;
-    *) echo "no part is called $name" >&2; exit 2 ;;
+    train)
+        for loss in ce ac1; do
+            part "train-$loss" 120 "$PYTHON" -m fastac.train --recipe demo --loss "$loss" --device cuda \
+                --output "$out" --name "demo-$loss"
+        done
+        ;;
+    kernels) part kernels 120 "$PYTHON" bench/kernels.py --device cuda --out "$out" ;;
     esac
-done
-for name in test-gpu test-triton; do
-    [ -f "$out/$name.log" ] && echo "$name: $(tail -n 1 "$out/$name.log")"
-done
-for name in loss loss-momentum loss-bfloat16 table; do
-    [ -f "$out/$name.log" ] && cat "$out/$name.log"
 done
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

@@ -48,7 +48,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 if way.missing or not way.name.endswith((", step", ", forward", "no α")):
                     continue
                 setup = Setup(batch, classes, "ac1", 0.9, options.device, getattr(torch, options.dtype))
-                trace = options.out / f"trace-{size}-{way.name.replace(', ', '-').replace(' ', '-')}.json"
+                trace = options.out / f"trace-{size}-{way.name.replace(', ', '-').replace(' ', '-').replace('α', 'alpha')}.json"
                 results.append(
                     {"size": size, "way": way.name, "kernels": kernels(setup, way.make(setup), trace)}
                 )

@@ -40,12 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     record = measure(options)
     record["targets"] = loss_targets.verdicts(record)
+    failed = any(result["failed"] for result in record["results"])
     print(text(record))
     if record["targets"]:
         print("\n" + loss_targets.text(record["targets"]))
     print(f"\nrecord: {write_record(options.out, options.name, record)}")
     plot(record, options.out / f"{options.name}.png")
-    return int(options.check and not all(target["met"] for target in record["targets"]))
+    return int(failed or (options.check and not all(target["met"] for target in record["targets"])))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -78,18 +79,29 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The record, which is also written after each size: a run that is stopped leaves what it has measured."""
     device = torch.device(options.device)
     made_by = stamp(device)
     named = os.environ.get("FASTAC_BACKEND")
-    results = []
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "name")}
+    results: list[dict[str, Any]] = []
+    record = {
+        "benchmark": "loss",
+        "environment": made_by,
+        "settings": settings | {"lr": LR, "weight_decay": WEIGHT_DECAY},
+        "missing": {},
+        "results": results,
+    }
     try:
         listed = ways(device)
+        record["missing"] = {way.name: way.missing for way in listed if way.missing}
         for size in options.sizes:
             batch, classes = (int(number) for number in size.split("x"))
             for form in options.forms:
                 types = DTYPES[options.dtype], DTYPES[options.table_dtype]
                 setup = Setup(batch, classes, form, options.momentum, options.device, *types)
                 results.append(measure_size(setup, listed, options.rounds))
+                write_record(options.out, options.name, record)
                 print(f"{size} {form} done", file=sys.stderr)
         if device.type == "cpu":
             made_by["capability"] = backend("cpu", device).capability()
@@ -97,19 +109,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         os.environ.pop("FASTAC_BACKEND", None)
         if named is not None:
             os.environ["FASTAC_BACKEND"] = named
-    settings = {name: value for name, value in vars(options).items() if name not in ("out", "name")}
-    return {
-        "benchmark": "loss",
-        "environment": made_by,
-        "settings": settings | {"lr": LR, "weight_decay": WEIGHT_DECAY},
-        "missing": {way.name: way.missing for way in listed if way.missing},
-        "results": results,
-    }
+    return record
 
 
 def measure_size(setup: Setup, listed: Sequence[Way], rounds: int) -> dict[str, Any]:
     torch.compiler.reset()
-    runs = [(way.name, run) for way in listed if not way.missing and (run := way.make(setup)) is not None]
+    runs: list[tuple[str, Run]] = []
+    failed = {}
+    for way in listed:
+        try:
+            if not way.missing and (run := way.make(setup)) is not None:
+                run(setup.draw())
+                runs.append((way.name, run))
+        except Exception as error:  # one way that refuses a size should not cost the others
+            failed[way.name] = f"{type(error).__name__}: {error}"
+            print(f"{way.name} failed: {failed[way.name]}", file=sys.stderr)
     cases = [copy_case(setup.device), *(Case(run, setup.draw) for _, run in runs)]
     copy, *timings = time_cases(cases, setup.device, rounds, queued=True)
     warm: list[Timing | None] = [None] * len(runs)
@@ -133,6 +147,7 @@ def measure_size(setup: Setup, listed: Sequence[Way], rounds: int) -> dict[str, 
         "bytes": setup.bytes,
         "copy_bytes_per_second": bandwidth,
         "ways": rows,
+        "failed": failed,
     }
 
 
@@ -179,6 +194,7 @@ def text(record: dict[str, Any]) -> str:
             f"{'':<30}{'ms':>10}{'quartiles':>20}{'GB/s':>9}{'of copy':>9}{'warm, µs':>10}{'host, µs':>10}{'MB':>9}",
         ]
         lines += [_line(name, row) for name, row in result["ways"].items()]
+        lines += [f"{name:<30}failed: {why[:200]}" for name, why in result["failed"].items()]
     lines += [f"not measured: {name}: {why}" for name, why in record["missing"].items()]
     return "\n".join(lines)
 
