@@ -48,7 +48,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 if way.missing or not way.name.endswith((", step", ", forward", "no α")):
                     continue
                 setup = Setup(batch, classes, "ac1", 0.9, options.device, getattr(torch, options.dtype))
-                trace = options.out / f"trace-{size}-{way.name.replace(', ', '-').replace(' ', '-').replace('α', 'alpha')}.json"
+                name = way.name.replace(", ", "-").replace(" ", "-").replace("α", "alpha")
+                trace = options.out / f"trace-{size}-{name}.json"
                 results.append(
                     {"size": size, "way": way.name, "kernels": kernels(setup, way.make(setup), trace)}
                 )
