@@ -278,9 +278,16 @@ def _loss(
     )
     _launch(options, shape, tiles, long, apart)
     if not per_row:
-        normaliser = options.out.normaliser
-        losses.reduce_loss[(1,)](options.out.loss, normaliser, out.loss, parts, CHUNK=1024, num_warps=4)
+        _reduce(options.out.loss, options.out.normaliser, out.loss)
     return out
+
+
+def _reduce(parts: Tensor, normaliser: Tensor | None, loss: Tensor) -> None:
+    """One program; as many loads at once as its threads can hold, since each turn waits for memory."""
+    chunk = min(max(1024, _power_of_two(len(parts))), 16384)
+    losses.reduce_loss[(1,)](
+        parts, normaliser, loss, len(parts), CHUNK=chunk, num_warps=max(4, min(16, chunk // 512))
+    )
 
 
 def _launch(options: _Options, shape: Shape, tiles: int, long: bool, apart: bool) -> None:

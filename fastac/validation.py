@@ -68,8 +68,8 @@ class RangeCheck:
         if self.flags.device.type == "cpu" or torch.cuda.is_current_stream_capturing():
             return
         if self._copied is not None and self._copied.query():
-            self._raise(self._host)
             self._copied = None
+            self._raise(self._host)
         if self._copied is None:
             if self._host is None:
                 self._host = torch.zeros_like(self.flags, device="cpu").pin_memory()

@@ -241,6 +241,16 @@ def test_all_ignored_empty_and_plain():
                 torch.testing.assert_close(a, b, equal_nan=True)
 
 
+@pytest.mark.parametrize("parts", [1, 1024, 5000, 40000])
+def test_partial_losses_are_summed(parts):
+    values = torch.rand(parts, device=DEVICE) + 1
+    loss, normaliser = torch.empty((), device=DEVICE), torch.tensor(3.0, device=DEVICE)
+    for divisor in (None, normaliser):
+        triton._reduce(values, divisor, loss)
+        expected = values.double().sum() / (1 if divisor is None else 3)
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-7, atol=0)
+
+
 def test_float64_goes_to_eager():
     problem = Problem(BASE, DEVICE)
     for dtype in (torch.float64, torch.float32):
