@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from fastac import ops, reference
 from fastac.dynamics import TrainingDynamics
 from fastac.table import AlphaTable
-from fastac.validation import check_batch
+from fastac.validation import RangeCheck, check_batch
 
 __all__ = ["ac_cross_entropy"]
 
@@ -109,6 +111,23 @@ def _dense(
     )
 
 
+@functools.cache
+def _range_check(device: torch.device) -> RangeCheck:
+    return RangeCheck(device)
+
+
+def _flags(table: AlphaTable | None, device: torch.device) -> Tensor:
+    """Where values outside their range are noted. A table's step reports them; without a table the next call does,
+    but for compiled code, where such rows are left out unseen."""
+    if table is not None:
+        return table.checks.flags
+    if torch.compiler.is_compiling():
+        return torch.zeros(2, dtype=torch.int64, device=device)
+    checks = _range_check(device)
+    checks.poll()
+    return checks.flags
+
+
 def _sparse(
     logits: Tensor,
     target: Tensor,
@@ -130,7 +149,7 @@ def _sparse(
         raise ValueError(f"logits have K = {logits.shape[1]} classes, dynamics has {dynamics.num_classes}")
     if table is not None and dynamics is not None and table.num_samples != dynamics.num_samples:
         raise ValueError(f"dynamics has {dynamics.num_samples} samples, the table has {table.num_samples}")
-    flags = torch.zeros(2, dtype=torch.int64, device=logits.device) if table is None else table.checks.flags
+    flags = _flags(table, logits.device)
     options = (
         weight,
         "ac1" if table is None else table.form,

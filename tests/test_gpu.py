@@ -206,3 +206,16 @@ def test_values_outside_their_range_are_reported_at_a_later_step(backend):
     for _ in range(3):  # said once
         table.step()
         torch.cuda.synchronize()
+
+
+def test_values_outside_their_range_are_reported_without_a_table(backend):
+    criterion = fastac.AutoCleansingLoss(None)
+
+    def train():
+        for logits, target, _ in batches(5, "cuda"):
+            target[7] = K
+            criterion(logits.requires_grad_(), target).backward()
+            torch.cuda.synchronize()
+
+    with pytest.raises(IndexError, match="target held values outside their range in an earlier batch"):
+        train()
