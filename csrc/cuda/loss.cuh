@@ -402,6 +402,18 @@ __global__ void __launch_bounds__(kChunks == 1 ? kThreads : kMaxThreads, least_b
   if constexpr (kChunks == 0 || kUpdate) row.stream(p, ids, role == Role::alone);
 }
 
+// Whether a cluster of plan.blocks blocks can run. The code that the device runs decides, not the device: what was
+// compiled for an older one has no cluster instructions (see device.cuh), and a newer one may still have to run it.
+template <class Kernel>
+bool cluster_fits(Kernel kernel, const Plan& plan, const cudaLaunchConfig_t& config) {
+  cudaFuncAttributes code;
+  if (cudaFuncGetAttributes(&code, kernel) != cudaSuccess || code.ptxVersion < 90) return false;
+  if (plan.blocks <= kPortableCluster) return true;
+  int fitting = 0;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+         cudaOccupancyMaxActiveClusters(&fitting, kernel, &config) == cudaSuccess && fitting > 0;
+}
+
 template <class M, Alpha kAlpha, int kChunks, bool kUpdate, bool kWide>
 cudaError_t launch_layout(const Forward& f, const Plan& plan, const Workspace& w, cudaStream_t stream) {
   const auto kernel = loss_kernel<M, kAlpha, kChunks, kUpdate, kWide>;
@@ -418,13 +430,7 @@ cudaError_t launch_layout(const Forward& f, const Plan& plan, const Workspace& w
   config.attrs = &cluster;
   config.numAttrs = plan.blocks > 1 ? 1 : 0;
   if constexpr (kChunks > 1) {
-    int fitting = 1;
-    if (plan.blocks > kPortableCluster) {
-      fitting = 0;
-      if (cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess)
-        cudaOccupancyMaxActiveClusters(&fitting, kernel, &config);
-    }
-    if (fitting == 0) {
+    if (plan.blocks > 1 && !cluster_fits(kernel, plan, config)) {
       const Plan streamed{plan.threads, 1, 0, plan.wide, plan.contested, plan.partials};
       return launch_layout<M, kAlpha, 0, kUpdate, kWide>(f, streamed, w, stream);
     }

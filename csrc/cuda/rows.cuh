@@ -183,6 +183,14 @@ __global__ void scale_kernel(const __grid_constant__ Scale s) {
   }
 }
 
+// AC2's part of it.
+__global__ void row_gradient_kernel(const float* grad, const int64_t* target, int64_t n, int64_t classes, float* out) {
+  const int64_t i = team_position(1);
+  if (i >= n) return;
+  const int64_t y = target[i];
+  out[i] = y >= 0 && y < classes ? grad[row_offset(i, classes) + y] : 0.0f;
+}
+
 // --- training dynamics ---
 
 __global__ void record_kernel(const Accumulators a, const Ids ids, int64_t num_samples, const float* statistics) {
