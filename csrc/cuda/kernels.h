@@ -22,7 +22,7 @@ struct Clock {
   double* tail;         // (blocks, 2, 2)
   int64_t* steps;       // (), steps counted so far
   const double* lr;     // (), learning rate of the step to come
-  int64_t window;       // a power of two
+  int64_t window;       // a power of two, at most 2^30
   int64_t blocks;       // a power of two, at most window
 };
 

@@ -389,7 +389,7 @@ __global__ void __launch_bounds__(kChunks == 1 ? kThreads : kMaxThreads, least_b
   FASTAC_SHARED(Exchange, exchange);
   Team team(plan.threads, plan.blocks, &exchange);
   const float normaliser = batch_normaliser(f, w, plan.partials);
-  const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / (plan.threads * plan.blocks);
+  const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) >> log_two(plan.threads * plan.blocks);
   if (i >= f.batch) return;
   const Position p(f, i, team.leads());
   const Ids ids{f.index, f.index_int32, f.batch, plan.contested ? w.contested : nullptr};

@@ -106,8 +106,9 @@ void check_device(const Tensor& like, std::initializer_list<const Tensor*> other
 
 Clock make_clock(const Tensor& within, const Tensor& tail, const Tensor& steps, const Tensor& lr) {
   const int64_t window = within.size(0), blocks = tail.size(0);
-  check(window > 0 && blocks > 0 && (window & (window - 1)) == 0 && (blocks & (blocks - 1)) == 0 && blocks <= window,
-        "a clock whose window and blocks are powers of two");
+  check(window > 0 && blocks > 0 && (window & (window - 1)) == 0 && (blocks & (blocks - 1)) == 0 && blocks <= window &&
+            window <= (int64_t{1} << 30),
+        "a clock whose window and blocks are powers of two, at most 2^30");
   return {data<double>(within, ScalarType::Double, "the clock in float64"),
           data<double>(tail, ScalarType::Double, "the clock in float64"),
           data<int64_t>(steps, ScalarType::Long, "the clock's steps in int64"),

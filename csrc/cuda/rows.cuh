@@ -7,7 +7,7 @@ namespace fastac::cuda {
 
 // Which position and how a block's threads are shared out: teams of `threads` threads, one a position.
 FASTAC_DEVICE int64_t team_position(int threads) {
-  return ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / threads;
+  return ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) >> log_two(threads);
 }
 
 // --- repeated ids of a large batch: exactly the positions that share their id with another are marked ---
