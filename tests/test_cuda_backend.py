@@ -74,7 +74,8 @@ class OnDevice:
         if isinstance(value, torch.Tensor):
             base = value if value._base is None else value._base
             copy = base.to(self.device).as_strided(value.shape, value.stride(), value.storage_offset())
-            moved.append((value, copy))
+            if 0 not in value.stride():  # an expanded tensor can't be written
+                moved.append((value, copy))
             return copy
         if isinstance(value, StepClock):
             clock = StepClock(self.device, value.window)
@@ -199,6 +200,21 @@ def test_backward_and_scale_gradient(cuda, case):
     assert problem.num_samples > 0
 
 
+@pytest.mark.parametrize("batch", [0, 5, 300])
+def test_row_gradient(cuda, batch):
+    grad = torch.randn(batch, 9)
+    target = torch.randint(9, (2 * batch,))[::2]
+    target[::7] = -100
+    grad[::7] = 0
+    target[3::7] = 2**40
+    grad[3::7] = 0
+    mine = cuda.row_gradient(grad, target, "ac2")
+    assert torch.equal(mine, eager.row_gradient(grad, target, "ac2"))
+    assert mine.count_nonzero() == batch - len(target[::7]) - len(target[3::7])
+    assert torch.equal(cuda.row_gradient(grad, target, "ac1"), grad)
+    assert cuda.row_gradient(grad.double(), target, "ac2").dtype == torch.float64
+
+
 WIDTHS = [2, 8, 10, 100, 127, 256, 264, 1000, 1001, 1032, 4100, 8192, 17000, 17001, 33000]
 
 
@@ -210,18 +226,35 @@ def test_every_layout(emulated, classes, capability):
     backend, emulation = emulated
     emulation.emulation_capability(capability)
     try:
-        for logits, table in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
-            case = BASE._replace(
-                batch=5, classes=classes, logits=logits, table=table, label_smoothing=0.1, weighted=True
-            )
-            problem = Problem(case)
-            check_forward(backend, problem)
-            check_update(backend, problem)
-            problem = Problem(case._replace(form="ac2", nesterov=True, ignore_index=0))
-            check_forward(backend, problem)
-            check_update(backend, problem)
+        check_layout(backend, classes)
     finally:
         emulation.emulation_capability(9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("classes", [*WIDTHS, 70001, 131072, 140000])
+def test_every_layout_on_the_device(classes):
+    """Clusters of up to 16 blocks among them, and what is wider."""
+    from fastac import cuda as backend
+
+    check_layout(OnDevice(backend, torch.device("cuda")), classes)
+
+
+def test_a_cluster_of_more_blocks_than_every_device_has(emulated):
+    check_layout(emulated[0], 70001)
+
+
+def check_layout(backend, classes):
+    for logits, table in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        case = BASE._replace(
+            batch=5, classes=classes, logits=logits, table=table, label_smoothing=0.1, weighted=True
+        )
+        problem = Problem(case)
+        check_forward(backend, problem)
+        check_update(backend, problem)
+        problem = Problem(case._replace(form="ac2", nesterov=True, ignore_index=0))
+        check_forward(backend, problem)
+        check_update(backend, problem)
 
 
 @pytest.mark.parametrize("classes", [96, 1000])
@@ -549,6 +582,7 @@ def test_a_replayed_graph_follows_learning_rate_and_steps(form):
     kept = [x.clone() for x in (rows.alpha, rows.momentum, rows.last, rows.clock.steps)]
     kept += [rows.clock.within.clone(), rows.clock.tail.clone()]
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         step()
     torch.cuda.synchronize()

@@ -118,8 +118,8 @@ def test_the_library_loads_without_a_gpu(objects, tmp_path):
     code = f"""
 import torch
 torch.ops.load_library({str(library)!r})
-for name in ("forward", "forward_update", "update_rows", "read_rows", "sweep", "backward", "scale_gradient", "record",
-             "advance"):
+for name in ("forward", "forward_update", "update_rows", "read_rows", "sweep", "row_gradient", "backward",
+             "scale_gradient", "record", "advance"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key("fastac_cuda::" + name, "CUDA"), name
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

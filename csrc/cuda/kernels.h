@@ -22,7 +22,7 @@ struct Clock {
   double* tail;         // (blocks, 2, 2)
   int64_t* steps;       // (), steps counted so far
   const double* lr;     // (), learning rate of the step to come
-  int64_t window;       // a power of two
+  int64_t window;       // a power of two, at most 2^30
   int64_t blocks;       // a power of two, at most window
 };
 
@@ -114,6 +114,10 @@ cudaError_t update_rows(const Update&, cudaStream_t);
 
 // In place and with a scalar scale of 1, nothing is touched.
 cudaError_t scale(const Scale&, cudaStream_t);
+
+// AC2: out (n,), the entry of grad (n, classes) at target (n,); 0 where that is outside, as all of grad's row is.
+cudaError_t row_gradient(const float* grad, const int64_t* target, int64_t n, int64_t classes, float* out,
+                         cudaStream_t);
 
 // ids: (n,), negative where there was no visit. statistics: (n, 5) float32. workspace: workspace_bytes(n, N, true).
 cudaError_t record(const Accumulators&, const int64_t* ids, const float* statistics, int64_t n, int64_t num_samples,

@@ -70,12 +70,6 @@ cudaError_t mark(const Ids& ids, int64_t num_rows, const Workspace& w, cudaStrea
   return launch(mark_repeats, blocks, kThreads, stream, ids, num_rows, (const int32_t*)w.slot, w.contested);
 }
 
-bool has_clusters() {
-  int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
-}
-
 Plan plan_of(const Forward& f) {
   Plan plan{1, 1, 1, false, false, 0};
   const int64_t block = 4 * kItems * kMaxThreads;  // columns that a block's registers hold
@@ -86,7 +80,7 @@ Plan plan_of(const Forward& f) {
     plan.threads = power_of_two(ceil_divide(f.classes, 4 * kItems));
   } else {
     plan.threads = kMaxThreads;
-    const bool cluster = f.classes <= block * kMaxCluster && has_clusters();
+    const bool cluster = f.classes <= block * kMaxCluster;  // where the device has them, see cluster_fits
     plan.blocks = cluster ? power_of_two(ceil_divide(f.classes, block)) : 1;
     plan.chunks = cluster ? 4 : 0;
   }
@@ -202,6 +196,12 @@ cudaError_t scale(const Scale& s, cudaStream_t stream) {
   if (s.in_type != Type::float32) return launch(scale_kernel<Half, Half>, grid, kMaxThreads, stream, s);
   if (s.out_type == Type::float32) return launch(scale_kernel<float, float>, grid, kMaxThreads, stream, s);
   return launch(scale_kernel<float, Half>, grid, kMaxThreads, stream, s);
+}
+
+cudaError_t row_gradient(const float* grad, const int64_t* target, int64_t n, int64_t classes, float* out,
+                         cudaStream_t stream) {
+  if (n == 0) return cudaSuccess;
+  return launch(row_gradient_kernel, ceil_divide(n, kThreads), kThreads, stream, grad, target, n, classes, out);
 }
 
 cudaError_t record(const Accumulators& accumulators, const int64_t* ids, const float* statistics, int64_t n,

@@ -389,7 +389,7 @@ __global__ void __launch_bounds__(kChunks == 1 ? kThreads : kMaxThreads, least_b
   FASTAC_SHARED(Exchange, exchange);
   Team team(plan.threads, plan.blocks, &exchange);
   const float normaliser = batch_normaliser(f, w, plan.partials);
-  const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / (plan.threads * plan.blocks);
+  const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) >> log_two(plan.threads * plan.blocks);
   if (i >= f.batch) return;
   const Position p(f, i, team.leads());
   const Ids ids{f.index, f.index_int32, f.batch, plan.contested ? w.contested : nullptr};
@@ -400,6 +400,18 @@ __global__ void __launch_bounds__(kChunks == 1 ? kThreads : kMaxThreads, least_b
     if (role == Role::alone) return row.template resident<kChunks>(p);
   }
   if constexpr (kChunks == 0 || kUpdate) row.stream(p, ids, role == Role::alone);
+}
+
+// Whether a cluster of plan.blocks blocks can run. The code that the device runs decides, not the device: what was
+// compiled for an older one has no cluster instructions (see device.cuh), and a newer one may still have to run it.
+template <class Kernel>
+bool cluster_fits(Kernel kernel, const Plan& plan, const cudaLaunchConfig_t& config) {
+  cudaFuncAttributes code;
+  if (cudaFuncGetAttributes(&code, kernel) != cudaSuccess || code.ptxVersion < 90) return false;
+  if (plan.blocks <= kPortableCluster) return true;
+  int fitting = 0;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+         cudaOccupancyMaxActiveClusters(&fitting, kernel, &config) == cudaSuccess && fitting > 0;
 }
 
 template <class M, Alpha kAlpha, int kChunks, bool kUpdate, bool kWide>
@@ -418,13 +430,7 @@ cudaError_t launch_layout(const Forward& f, const Plan& plan, const Workspace& w
   config.attrs = &cluster;
   config.numAttrs = plan.blocks > 1 ? 1 : 0;
   if constexpr (kChunks > 1) {
-    int fitting = 1;
-    if (plan.blocks > kPortableCluster) {
-      fitting = 0;
-      if (cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess)
-        cudaOccupancyMaxActiveClusters(&fitting, kernel, &config);
-    }
-    if (fitting == 0) {
+    if (plan.blocks > 1 && !cluster_fits(kernel, plan, config)) {
       const Plan streamed{plan.threads, 1, 0, plan.wide, plan.contested, plan.partials};
       return launch_layout<M, kAlpha, 0, kUpdate, kWide>(f, streamed, w, stream);
     }

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -98,10 +99,16 @@ T* data(const Optional& t, ScalarType type, const char* what) {
   return (T*)t->mutable_data_ptr();
 }
 
+// A pointer of another device would be read there, or be an illegal address.
+void check_device(const Tensor& like, std::initializer_list<const Tensor*> others) {
+  for (const Tensor* t : others) check(t->get_device_index() == like.get_device_index(), "tensors on one device");
+}
+
 Clock make_clock(const Tensor& within, const Tensor& tail, const Tensor& steps, const Tensor& lr) {
   const int64_t window = within.size(0), blocks = tail.size(0);
-  check(window > 0 && blocks > 0 && (window & (window - 1)) == 0 && (blocks & (blocks - 1)) == 0 && blocks <= window,
-        "a clock whose window and blocks are powers of two");
+  check(window > 0 && blocks > 0 && (window & (window - 1)) == 0 && (blocks & (blocks - 1)) == 0 && blocks <= window &&
+            window <= (int64_t{1} << 30),
+        "a clock whose window and blocks are powers of two, at most 2^30");
   return {data<double>(within, ScalarType::Double, "the clock in float64"),
           data<double>(tail, ScalarType::Double, "the clock in float64"),
           data<int64_t>(steps, ScalarType::Long, "the clock's steps in int64"),
@@ -114,6 +121,8 @@ Rows make_rows(const Tensor& alpha, const Optional& momentum, const Tensor& last
   check(type != Type::float16, "a float32 or bfloat16 table");
   check(alpha.dim() == 1 || alpha.dim() == 2, "α of shape (N, K) or (N,)");
   check(alpha.is_contiguous() && Call::takes(alpha) && last.numel() == alpha.size(0), "a contiguous table");
+  check_device(alpha, {&last, &within, &tail, &steps, &lr});
+  if (momentum) check_device(alpha, {&*momentum});
   check(!momentum || (momentum->numel() == alpha.numel() && momentum->scalar_type() == alpha.scalar_type() &&
                       momentum->is_contiguous() && Call::takes(*momentum)), "a momentum buffer like α");
   return {type, data(alpha), momentum ? data(*momentum) : nullptr,
@@ -144,6 +153,8 @@ Forward make_forward(const Tensor& logits, const Tensor& target, const Optional&
   check(logits.size(1) <= (int64_t{1} << 30) && logits.size(0) < (int64_t{1} << 31), "K ≤ 2^30 and B < 2^31");
   check(target.numel() == logits.size(0) && (!index || index->numel() == logits.size(0)), "targets and ids (B,)");
   check(!weight || weight->numel() == logits.size(1), "weight (K,)");
+  check_device(logits, {&target, &flags});
+  if (weight) check_device(logits, {&*weight});
   Forward f{};
   f.logits_type = type_of(logits);
   f.logits = logits.const_data_ptr();
@@ -152,6 +163,7 @@ Forward make_forward(const Tensor& logits, const Tensor& target, const Optional&
   f.classes = logits.size(1);
   f.target = data<int64_t>(target, ScalarType::Long, "target in int64");
   if (index) {
+    check_device(logits, {&*index});
     f.index_int32 = index->scalar_type() == ScalarType::Int;
     f.index = data<void>(index, f.index_int32 ? ScalarType::Int : ScalarType::Long, "index in int64 or int32");
   }
@@ -192,6 +204,7 @@ Result forward(Tensor logits, Tensor target, Optional index, Tensor flags, Optio
                            num_samples);
   if (alpha) {
     check(last && within && tail && steps && lr && index, "all of a table, and ids");
+    check_device(logits, {&*alpha});
     f.rows = make_rows(*alpha, momentum, *last, *within, *tail, *steps, *lr);
     check(f.rows.num_rows == num_samples, "ids of the table's rows");
   }
@@ -205,6 +218,7 @@ Result forward_update(Tensor logits, Tensor target, Tensor index, Tensor flags, 
                       double grad_output, Optional visits, Optional sums, Optional forgetting, Optional was_correct) {
   Forward f = make_forward(logits, target, index, flags, weight, ac2, ignore_index, reduction, label_smoothing,
                            num_samples);
+  check_device(logits, {&alpha});
   f.rows = make_rows(alpha, momentum, last, within, tail, steps, lr);
   check(f.rows.num_rows == num_samples, "ids of the table's rows");
   f.update = true;
@@ -212,6 +226,7 @@ Result forward_update(Tensor logits, Tensor target, Tensor index, Tensor flags, 
   f.grad_output = (float)grad_output;
   if (visits) {
     check(visits->numel() == num_samples, "accumulators of the table's samples");
+    check_device(logits, {&*visits});
     f.accumulators = {data<int64_t>(visits, ScalarType::Long, "visits (N,) int64"),
                       data<double>(sums, ScalarType::Double, "sums (N, 6) float64"),
                       data<int64_t>(forgetting, ScalarType::Long, "forgetting (N,) int64"),
@@ -227,6 +242,8 @@ void update_rows(Tensor alpha, Optional momentum, Tensor last, Tensor within, Te
   Update u{};
   u.rows = make_rows(alpha, momentum, last, within, tail, steps, lr);
   u.sgd = make_sgd(sgd_momentum, weight_decay, nesterov, folded, seed);
+  check_device(alpha, {&ids, &grad});
+  if (scale) check_device(alpha, {&*scale});
   u.gauge = alpha.dim() == 2;
   u.batch = ids.numel();
   u.ids = data<int64_t>(ids, ScalarType::Long, "ids (n,) int64");
@@ -243,6 +260,7 @@ Tensor read_rows(Tensor alpha, Optional momentum, Tensor last, Tensor within, Te
                  Tensor ids) {
   const Call call(alpha);
   const Rows rows = make_rows(alpha, momentum, last, within, tail, steps, lr);
+  check_device(alpha, {&ids});
   const int64_t n = ids.numel();
   const int32_t float32 = aoti_torch_dtype_float32();
   Tensor out = alpha.dim() == 2 ? empty(alpha, {n, rows.columns}, float32) : empty(alpha, {n}, float32);
@@ -262,9 +280,22 @@ void sweep(Tensor alpha, Optional momentum, Tensor last, Tensor within, Tensor t
 void scale_into(const Tensor& in, const Tensor& out, const Tensor& scale) {
   const Call call(in);
   check(in.dim() == 2 && in.is_contiguous() && Call::takes(in), "a contiguous gradient (B, K)");
+  check_device(in, {&scale});
   Scale s{type_of(in), type_of(out), in.const_data_ptr(), data(out), in.size(0), in.size(1), nullptr, 0};
   s.scale = make_scale(scale, s.rows, s.scale_stride);
   call.run(cuda::scale(s, call.stream()));
+}
+
+Tensor row_gradient(Tensor grad, Tensor target) {
+  const Call call(grad);
+  const int64_t n = grad.size(0);
+  check(grad.dim() == 2 && target.numel() == n, "a gradient (B, K) and target (B,)");
+  check_device(grad, {&target});
+  Tensor out = empty(grad, {n}, aoti_torch_dtype_float32());
+  const float* from = data<float>(grad, ScalarType::Float, "a contiguous gradient in float32");
+  const int64_t* y = data<int64_t>(target, ScalarType::Long, "target in int64");
+  call.run(cuda::row_gradient(from, y, n, grad.size(1), (float*)data(out), call.stream()));
+  return out;
 }
 
 // type: a Type.
@@ -282,6 +313,7 @@ void scale_gradient(Tensor grad, Tensor scale) { scale_into(grad, grad, scale); 
 
 void record(Tensor visits, Tensor sums, Tensor forgetting, Tensor was_correct, Tensor ids, Tensor statistics) {
   const Call call(visits);
+  check_device(visits, {&sums, &forgetting, &was_correct, &ids, &statistics});
   const int64_t n = ids.numel(), num_samples = visits.numel();
   check(statistics.numel() == 5 * n && sums.numel() == 6 * num_samples, "statistics (B, 5), sums (N, 6)");
   const Accumulators a{data<int64_t>(visits, ScalarType::Long, "visits (N,) int64"),
@@ -332,6 +364,7 @@ DEFINE(LIBRARY, m) {
   m.def("update_rows(" ROWS ", Tensor ids, Tensor grad, Tensor? scale, " SGD ", Tensor? skip) -> ()");
   m.def("read_rows(" READ_ROWS ", Tensor ids) -> Tensor");
   m.def("sweep(" ROWS ", Tensor ids, int sweep_every, int seed) -> ()");
+  m.def("row_gradient(Tensor grad, Tensor target) -> Tensor");
   m.def("backward(Tensor grad, Tensor scale, int type) -> Tensor");
   m.def("scale_gradient(Tensor(a!) grad, Tensor scale) -> ()");
   m.def("record(Tensor(a!) visits, Tensor(b!) sums, Tensor(c!) forgetting, Tensor(d!) was_correct, Tensor ids, "
@@ -346,6 +379,7 @@ IMPLEMENT(LIBRARY, DEVICE, m) {
   m.impl("update_rows", TORCH_BOX(&update_rows));
   m.impl("read_rows", TORCH_BOX(&read_rows));
   m.impl("sweep", TORCH_BOX(&sweep));
+  m.impl("row_gradient", TORCH_BOX(&row_gradient));
   m.impl("backward", TORCH_BOX(&backward));
   m.impl("scale_gradient", TORCH_BOX(&scale_gradient));
   m.impl("record", TORCH_BOX(&record));

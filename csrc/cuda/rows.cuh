@@ -7,7 +7,7 @@ namespace fastac::cuda {
 
 // Which position and how a block's threads are shared out: teams of `threads` threads, one a position.
 FASTAC_DEVICE int64_t team_position(int threads) {
-  return ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / threads;
+  return ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) >> log_two(threads);
 }
 
 // --- repeated ids of a large batch: exactly the positions that share their id with another are marked ---
@@ -181,6 +181,14 @@ __global__ void scale_kernel(const __grid_constant__ Scale s) {
     }
     if (full) pack(out, rounded);
   }
+}
+
+// AC2's part of it.
+__global__ void row_gradient_kernel(const float* grad, const int64_t* target, int64_t n, int64_t classes, float* out) {
+  const int64_t i = team_position(1);
+  if (i >= n) return;
+  const int64_t y = target[i];
+  out[i] = y >= 0 && y < classes ? grad[row_offset(i, classes) + y] : 0.0f;
 }
 
 // --- training dynamics ---

@@ -13,7 +13,7 @@ struct Coefficients {
     // No branch: the row's own loads need not wait for these. Any `last` gives an address in the window.
     const bool behind = last < *clock.steps;
     const double* w = clock.within + 4 * (last & (clock.window - 1));
-    const double* t = clock.tail + 4 * ((last / (clock.window / clock.blocks)) & (clock.blocks - 1));
+    const double* t = clock.tail + 4 * ((last >> (log_two(clock.window) - log_two(clock.blocks))) & (clock.blocks - 1));
     c[0] = behind ? (float)(t[0] * w[0] + t[1] * w[2]) : 1.0f;
     c[1] = behind ? (float)(t[0] * w[1] + t[1] * w[3]) : 0.0f;
     c[2] = behind ? (float)(t[2] * w[0] + t[3] * w[2]) : 0.0f;

@@ -64,11 +64,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return emulation::launch(*config, [&] { std::apply(kernel, copies); });
 }
 
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor };
 enum cudaFuncAttribute { cudaFuncAttributeNonPortableClusterSizeAllowed };
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  return *value = emulation::capability_major, cudaSuccess;
+struct cudaFuncAttributes { int ptxVersion; };
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
+  return attributes->ptxVersion = 10 * emulation::capability_major, cudaSuccess;
 }
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) { return cudaSuccess; }
