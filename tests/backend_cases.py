@@ -120,8 +120,8 @@ class Problem:
     def largest_target(self):
         """The largest of what the gradient p·Σq − q subtracts, in float64: their difference may be far smaller."""
         weight, _, ignore_index, reduction, smoothing = self.objective
-        w = torch.ones(self.case.classes, dtype=torch.float64) if weight is None else weight.double()
-        target = self.target[self.target != ignore_index]
+        w = torch.ones(self.case.classes, dtype=torch.float64) if weight is None else weight.double().cpu()
+        target = self.target[self.target != ignore_index].cpu()
         if not len(target):
             return 0.0
         q = (smoothing / len(w) * w).expand(len(target), -1).clone()
@@ -161,9 +161,7 @@ def assert_same_state(mine, eagers, truth, rounding=2.0**-21):
         a, b, c = (getattr(rows, name) for rows in (mine, eagers, truth))
         if b is None:
             continue
-        if (
-            b.dtype == torch.bfloat16
-        ):  # the same random bits: equal but where the sums differ in their last bit
+        if b.dtype == torch.bfloat16:  # the same random bits: equal but where sums differ in their last bit
             assert_close_bf16(a, b)
         else:
             assert_as_good_as_eager(a, b, c, rounding)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import backend_cases
+import backend_checks
 import pytest
 import torch
 from backend_cases import BASE, CASES, Problem, cases
@@ -33,28 +34,13 @@ assert_same_state = functools.partial(backend_cases.assert_same_state, rounding=
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(CASES)
 def test_forward(case):
-    check_forward(case)
+    backend_checks.check_forward(cpu, Problem(case), ROUNDING)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(NARROW)
 def test_forward_of_few_columns(case):
-    check_forward(case)
-
-
-def check_forward(case):
-    problem = Problem(case)
-    truth = problem.forward(eager, problem.rows(torch.float64), problem.logits.double())
-    eagers = problem.forward(eager, problem.rows())
-    mine = problem.forward(cpu, problem.rows())
-    assert [x.dtype for x in mine] == [x.dtype for x in eagers]
-    assert [x.shape for x in mine] == [x.shape for x in eagers]
-    assert_as_good_as_eager(mine.loss, eagers.loss, truth.loss)
-    assert_as_good_as_eager(mine.grad, eagers.grad, truth.grad, largest=problem.largest_target())
-    for column in range(5):
-        values = [x.statistics[:, column] for x in (mine, eagers, truth)]
-        assert_as_good_as_eager(*values)
-    assert torch.equal(mine.ids, truth.ids)
+    backend_checks.check_forward(cpu, Problem(case), ROUNDING)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -111,31 +97,7 @@ def test_record(case):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(CASES)
 def test_update_rows_read_rows_and_sweep(case):
-    problem = Problem(case)
-    ids = torch.where(problem.target == case.ignore_index, -7, problem.index.long())
-    problem.grad[0] = torch.nan
-    states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
-    scale = torch.rand(len(ids)) if case.strided else torch.tensor(case.scale)
-    eager.update_rows(states[0], ids, problem.grad.double(), scale, problem.sgd, None)
-    eager.update_rows(states[1], ids, problem.grad, scale, problem.sgd, torch.tensor(False))
-    cpu.update_rows(states[2], ids, problem.grad, scale, problem.sgd, torch.tensor(False))
-    assert_same_state(states[2], states[1], states[0])
-
-    untouched = problem.rows()
-    cpu.update_rows(untouched, ids, problem.grad, None, problem.sgd, torch.tensor(True))
-    for before, after in zip(problem.rows()[:3], untouched[:3], strict=True):
-        assert before is None or torch.equal(before, after)
-
-    every = torch.arange(problem.num_samples)
-    truth = eager.read_rows(problem.rows(torch.float64), every)
-    assert_as_good_as_eager(
-        cpu.read_rows(problem.rows(), every), eager.read_rows(problem.rows(), every), truth
-    )
-    states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
-    for backend, state in zip((eager, eager, cpu), states, strict=True):
-        backend.sweep(state, every, case.seed)
-    assert not torch.equal(states[0].last, problem.table.last)
-    assert_same_state(states[2], states[1], states[0])
+    backend_checks.check_rows(cpu, Problem(case), ROUNDING)
 
 
 @pytest.mark.parametrize(("form", "classes"), [("ac1", 2), ("ac1", 37), ("ac1", 3000), ("ac2", 37)])
@@ -177,52 +139,18 @@ def test_values_outside_their_range_name_themselves_and_write_nothing(form, upda
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("repeated", [False, True])
 def test_rows_that_are_not_finite_are_not_written(form, value, repeated):
-    problem = Problem(BASE._replace(form=form))
-    problem.target = (problem.target + 1).clamp(5, 36)
-    problem.index = torch.arange(12)
-    if repeated:
-        problem.index[5] = 3
-    problem.logits[3, 2] = value
-    states = [problem.rows(), problem.rows()]
-    eagers, mine = problem.forward_update(eager, states[0]), problem.forward_update(cpu, states[1])
-    assert mine.ids[3] == -1
-    assert torch.equal(mine.ids, eagers.ids)
-    torch.testing.assert_close(mine.grad, eagers.grad, equal_nan=True)
-    torch.testing.assert_close(mine.loss, eagers.loss, equal_nan=True)
-    torch.testing.assert_close(states[1].alpha, states[0].alpha)
-    assert torch.equal(states[1].last, states[0].last)
+    backend_checks.check_rows_that_are_not_finite(cpu, form, value, repeated)
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_confident_rows_keep_their_small_gradient(dtype, smoothing, classes):
-    """p_y → 1: the gradient at y is 1 − p_y, which a sum that holds e_y would round away."""
-    gaps = torch.arange(5, 40, dtype=torch.float32)
-    logits = torch.zeros(len(gaps), classes)
-    target = torch.arange(len(gaps)) % classes
-    logits[torch.arange(len(gaps)), target] = gaps
-    objective = Objective(None, "ac1", -100, "sum", smoothing)
-    arguments = (target, None, None, objective, FLAGS, 0, False)
-    truth = eager.forward(logits.to(dtype).double(), *arguments)
-    grad = truth.grad.scatter(1, target[:, None], 0)
-    grad = grad.scatter(
-        1, target[:, None], -grad.sum(1, keepdim=True)
-    )  # float64 cancels too: a row's sum is 0
-    mine = cpu.forward(logits.to(dtype), *arguments)
-    torch.testing.assert_close(mine.grad.double(), grad, rtol=2e-6, atol=0)
-    torch.testing.assert_close(mine.loss.double(), truth.loss, rtol=1e-6, atol=0)
+    backend_checks.check_confident_rows(cpu, dtype, smoothing, classes)
 
 
 def test_all_ignored_empty_and_plain():
-    for objective in (Objective(None, "ac1", 0, reduction, 0.1) for reduction in ("mean", "sum", "none")):
-        for batch in (0, 4):
-            arguments = (torch.randn(batch, 5), torch.zeros(batch, dtype=torch.int64), None, None, objective)
-            eagers = eager.forward(*arguments, FLAGS, 0, False)
-            mine = cpu.forward(*arguments, FLAGS, 0, False)
-            for a, b in zip(mine, eagers, strict=True):
-                assert a.dtype == b.dtype
-                torch.testing.assert_close(a, b, equal_nan=True)
+    backend_checks.check_all_ignored_and_empty(cpu)
 
 
 def test_every_float16_is_read_as_it_is():

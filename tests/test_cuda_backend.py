@@ -7,6 +7,7 @@ tests run on the device where there is one.
 import math
 import subprocess
 
+import backend_checks
 import cuda_emulation
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from backend_cases import (
     BASE,
     CASES,
     Problem,
-    assert_as_good_as_eager,
     assert_same_state,
     error,
 )
@@ -96,20 +96,6 @@ def assert_same(mine, others):
 # --- values --------------------------------------------------------------------------------------------------
 
 
-def check_forward(cuda, problem):
-    truth = problem.forward(eager, problem.rows(torch.float64), problem.logits.double())
-    eagers = problem.forward(eager, problem.rows())
-    mine = problem.forward(cuda, problem.rows())
-    assert [x.dtype for x in mine] == [x.dtype for x in eagers]
-    assert [x.shape for x in mine] == [x.shape for x in eagers]
-    assert_as_good_as_eager(mine.loss, eagers.loss, truth.loss)
-    assert_as_good_as_eager(mine.grad, eagers.grad, truth.grad)
-    for column in range(5):
-        assert_as_good_as_eager(*[x.statistics[:, column] for x in (mine, eagers, truth)])
-    assert torch.equal(mine.ids, truth.ids)
-    return mine
-
-
 def check_update(cuda, problem):
     states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
     kept = [problem.accumulators() for _ in range(2)]
@@ -143,7 +129,7 @@ def assert_close_rounded(mine, grad, dtype):
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(CASES)
 def test_forward(cuda, case):
-    check_forward(cuda, Problem(case))
+    backend_checks.check_forward(cuda, Problem(case))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -155,30 +141,7 @@ def test_forward_update(cuda, case):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(CASES)
 def test_update_rows_read_rows_and_sweep(cuda, case):
-    problem = Problem(case)
-    ids = torch.where(problem.target == case.ignore_index, -1, problem.index.long())
-    problem.grad[0] = torch.nan
-    states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
-    scale = torch.rand(len(ids)) if case.strided else torch.tensor(case.scale)
-    eager.update_rows(states[0], ids, problem.grad.double(), scale, problem.sgd, None)
-    eager.update_rows(states[1], ids, problem.grad, scale, problem.sgd, torch.tensor(False))
-    cuda.update_rows(states[2], ids, problem.grad, scale, problem.sgd, torch.tensor(False))
-    assert_same_state(states[2], states[1], states[0])
-
-    untouched = problem.rows()
-    cuda.update_rows(untouched, ids, problem.grad, None, problem.sgd, torch.tensor(True))
-    assert_same(problem.rows()[:3], untouched[:3])
-
-    every = torch.arange(problem.num_samples)
-    truth = eager.read_rows(problem.rows(torch.float64), every)
-    assert_as_good_as_eager(
-        cuda.read_rows(problem.rows(), every), eager.read_rows(problem.rows(), every), truth
-    )
-    states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
-    for backend, state in zip((eager, eager, cuda), states, strict=True):
-        backend.sweep(state, every, case.seed)
-    assert not torch.equal(states[0].last, problem.table.last)
-    assert_same_state(states[2], states[1], states[0])
+    backend_checks.check_rows(cuda, Problem(case))
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -250,10 +213,10 @@ def check_layout(backend, classes):
             batch=5, classes=classes, logits=logits, table=table, label_smoothing=0.1, weighted=True
         )
         problem = Problem(case)
-        check_forward(backend, problem)
+        backend_checks.check_forward(backend, problem)
         check_update(backend, problem)
         problem = Problem(case._replace(form="ac2", nesterov=True, ignore_index=0))
-        check_forward(backend, problem)
+        backend_checks.check_forward(backend, problem)
         check_update(backend, problem)
 
 
@@ -265,7 +228,7 @@ def test_rows_of_logits_may_lie_anywhere(cuda, classes, offset, gap, dtype):
     stride = classes + gap
     base = torch.randn(offset + 12 * stride).to(dtype)
     problem.logits = base[offset:].as_strided((12, classes), (stride, 1), offset)
-    check_forward(cuda, problem)
+    backend_checks.check_forward(cuda, problem)
     check_update(cuda, problem)
 
 
@@ -277,7 +240,7 @@ def test_repeated_ids_in_large_batches(cuda, classes, form):
     problem = Problem(case)
     problem.index[:40] = problem.index[7]
     problem.index[-3:] = problem.index[7]
-    check_forward(cuda, problem)
+    backend_checks.check_forward(cuda, problem)
     check_update(cuda, problem)
     ids = problem.index.long()
     states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
@@ -385,41 +348,14 @@ def test_debug_raises_at_once(cuda, monkeypatch):
 @pytest.mark.parametrize("repeated", [False, True])
 @pytest.mark.parametrize("whole", [False, True])
 def test_rows_that_are_not_finite_are_not_written(cuda, form, value, repeated, whole):
-    problem = Problem(BASE._replace(form=form))
-    problem.target = (problem.target + 1).clamp(5, 36)
-    problem.index = torch.arange(12)
-    if repeated:
-        problem.index[5] = 3
-    problem.logits[3, slice(None) if whole else 2] = value
-    states, kept = [problem.rows(), problem.rows()], [problem.accumulators() for _ in range(2)]
-    eagers = problem.forward_update(eager, states[0], None, kept[0])
-    mine = problem.forward_update(cuda, states[1], None, kept[1])
-    assert mine.ids[3] == -1
-    assert torch.equal(mine.ids, eagers.ids)
-    torch.testing.assert_close(mine.grad, eagers.grad, equal_nan=True)
-    torch.testing.assert_close(mine.loss, eagers.loss, equal_nan=True)
-    torch.testing.assert_close(states[1].alpha, states[0].alpha)
-    assert torch.equal(states[1].last, states[0].last)
-    assert torch.equal(kept[0].visits, kept[1].visits)
+    columns = None if whole else 2
+    backend_checks.check_rows_that_are_not_finite(cuda, form, value, repeated, columns)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_confident_rows_keep_their_small_gradient(cuda, dtype, smoothing):
-    """p_y → 1: the gradient at y is 1 − p_y, which a sum that holds e_y would round away."""
-    gaps = torch.arange(5, 40, dtype=torch.float32)
-    logits = torch.zeros(len(gaps), 100)
-    target = torch.arange(len(gaps))
-    logits[target, target] = gaps
-    objective = Objective(None, "ac1", -100, "sum", smoothing)
-    arguments = (target, None, None, objective, FLAGS.clone(), 0, False)
-    truth = eager.forward(logits.to(dtype).double(), *arguments)
-    grad = truth.grad.scatter(1, target[:, None], 0)
-    # float64 cancels too: a row's sum is 0
-    grad = grad.scatter(1, target[:, None], -grad.sum(1, keepdim=True))
-    mine = cuda.forward(logits.to(dtype), *arguments)
-    torch.testing.assert_close(mine.grad.double(), grad, rtol=2e-6, atol=0)
-    torch.testing.assert_close(mine.loss.double(), truth.loss, rtol=1e-6, atol=0)
+    backend_checks.check_confident_rows(cuda, dtype, smoothing)
 
 
 def test_the_gradient_in_bfloat16_is_that_of_float32_rounded(cuda):
@@ -433,14 +369,7 @@ def test_the_gradient_in_bfloat16_is_that_of_float32_rounded(cuda):
 
 
 def test_all_ignored_empty_and_plain(cuda):
-    for objective in (Objective(None, "ac1", 0, reduction, 0.1) for reduction in ("mean", "sum", "none")):
-        for batch in (0, 4):
-            arguments = (torch.randn(batch, 5), torch.zeros(batch, dtype=torch.int64), None, None, objective)
-            eagers = eager.forward(*arguments, FLAGS.clone(), 0, False)
-            mine = cuda.forward(*arguments, FLAGS.clone(), 0, False)
-            for a, b in zip(mine, eagers, strict=True):
-                assert a.dtype == b.dtype
-                torch.testing.assert_close(a, b, equal_nan=True)
+    backend_checks.check_all_ignored_and_empty(cuda)
 
 
 def test_nothing_is_written_where_all_is_ignored_or_empty(cuda):

@@ -1,6 +1,7 @@
 """The Triton backend beside fastac.eager: on a CUDA device where there is one, else in Triton's interpreter
 (see conftest.py)."""
 
+import backend_checks
 import numpy as np
 import pytest
 import torch
@@ -39,23 +40,8 @@ def test_forward_and_forward_update(case, scanned, limits):
         patch.setattr(triton, "SCANNED", scanned)
         for name, value in zip(("RESIDENT", "LONG", "GROUPED"), limits, strict=True):
             patch.setattr(triton, name, value)
-        check_forward(case)
+        backend_checks.check_forward(triton, Problem(case, DEVICE))
         check_forward_update(case)
-
-
-def check_forward(case):
-    problem = Problem(case, DEVICE)
-    truth = problem.forward(eager, problem.rows(torch.float64), problem.logits.double())
-    eagers = problem.forward(eager, problem.rows())
-    mine = problem.forward(triton, problem.rows())
-    assert [x.dtype for x in mine] == [x.dtype for x in eagers]
-    assert [x.shape for x in mine] == [x.shape for x in eagers]
-    assert_as_good_as_eager(mine.loss, eagers.loss, truth.loss)
-    assert_as_good_as_eager(mine.grad, eagers.grad, truth.grad)
-    for column in range(5):
-        assert_as_good_as_eager(*(x.statistics[:, column] for x in (mine, eagers, truth)))
-    assert torch.equal(mine.ids, truth.ids)
-    assert not problem.flags.any()
 
 
 def check_forward_update(case):
@@ -83,40 +69,8 @@ def test_rows(case, scanned, grouped):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton, "SCANNED", scanned)
         patch.setattr(triton, "GROUPED", grouped)
-        check_update_rows(case)
-        check_read_rows_and_sweep(case)
+        backend_checks.check_rows(triton, Problem(case, DEVICE))
         check_record(case)
-
-
-def check_update_rows(case):
-    problem = Problem(case, DEVICE)
-    ids = torch.where(problem.target == case.ignore_index, -1, problem.index.long())
-    problem.grad[0] = torch.nan
-    scale = torch.rand(len(ids)) if case.strided else torch.tensor(case.scale)
-    scale, no = scale.to(DEVICE), torch.tensor(False, device=DEVICE)
-    states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
-    eager.update_rows(states[0], ids, problem.grad.double(), scale, problem.sgd, None)
-    eager.update_rows(states[1], ids, problem.grad, scale, problem.sgd, no)
-    triton.update_rows(states[2], ids, problem.grad, scale, problem.sgd, no)
-    assert_same_state(states[2], states[1], states[0])
-
-    untouched = problem.rows()
-    triton.update_rows(untouched, ids, problem.grad, None, problem.sgd, ~no)
-    for before, after in zip(problem.rows()[:3], untouched[:3], strict=True):
-        assert before is None or torch.equal(before, after)
-
-
-def check_read_rows_and_sweep(case):
-    problem = Problem(case, DEVICE)
-    every = torch.arange(problem.num_samples, device=DEVICE)
-    truth = eager.read_rows(problem.rows(torch.float64), every)
-    values = triton.read_rows(problem.rows(), every), eager.read_rows(problem.rows(), every), truth
-    assert_as_good_as_eager(*values)
-    states = [problem.rows(torch.float64), problem.rows(), problem.rows()]
-    for backend, state in zip((eager, eager, triton), states, strict=True):
-        backend.sweep(state, every, case.seed)
-    assert not torch.equal(states[0].last, problem.table.last)
-    assert_same_state(states[2], states[1], states[0])
 
 
 def check_record(case):
@@ -189,56 +143,19 @@ def test_values_outside_their_range_are_noted_and_write_nothing(form, which, val
 def test_rows_that_are_not_finite_are_not_written(form, value, repeated, long, monkeypatch):
     if long:
         monkeypatch.setattr(triton, "RESIDENT", 8)
-    problem = Problem(BASE._replace(form=form), DEVICE)
-    problem.target = (problem.target + 1).clamp(5, 36)
-    problem.index = torch.arange(12, device=DEVICE)
-    if repeated:
-        problem.index[5] = 3
-    problem.logits[3, 2] = value
-    states = [problem.rows(), problem.rows()]
-    eagers, mine = problem.forward_update(eager, states[0]), problem.forward_update(triton, states[1])
-    assert mine.ids[3] == -1
-    assert torch.equal(mine.ids, eagers.ids)
-    torch.testing.assert_close(mine.grad, eagers.grad, equal_nan=True)
-    torch.testing.assert_close(mine.loss, eagers.loss, equal_nan=True)
-    torch.testing.assert_close(states[1].alpha, states[0].alpha)
-    assert torch.equal(states[1].last, states[0].last)
+    backend_checks.check_rows_that_are_not_finite(triton, form, value, repeated, device=DEVICE)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("resident", [16384, 8])
 def test_confident_rows_keep_their_small_gradient(dtype, smoothing, resident, monkeypatch):
-    """p_y → 1: the gradient at y is 1 − p_y, which a sum that holds e_y would round away."""
     monkeypatch.setattr(triton, "RESIDENT", resident)
-    gaps = torch.arange(5, 40, dtype=torch.float32)
-    logits = torch.zeros(len(gaps), 100)
-    target = torch.arange(len(gaps))
-    logits[target, target] = gaps
-    logits, target = logits.to(DEVICE, dtype), target.to(DEVICE)
-    flags = torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    arguments = (target, None, None, Objective(None, "ac1", -100, "sum", smoothing), flags, 0, False)
-    truth = eager.forward(logits.double(), *arguments)
-    grad = truth.grad.scatter(1, target[:, None], 0)
-    grad = grad.scatter(
-        1, target[:, None], -grad.sum(1, keepdim=True)
-    )  # float64 cancels too: a row's sum is 0
-    mine = triton.forward(logits, *arguments)
-    torch.testing.assert_close(mine.grad.double(), grad, rtol=3e-6, atol=0)
-    torch.testing.assert_close(mine.loss.double(), truth.loss, rtol=1e-6, atol=0)
+    backend_checks.check_confident_rows(triton, dtype, smoothing, device=DEVICE, rtol=3e-6)
 
 
 def test_all_ignored_empty_and_plain():
-    flags = torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    for objective in (Objective(None, "ac1", 0, reduction, 0.1) for reduction in ("mean", "sum", "none")):
-        for batch in (0, 4):
-            logits = torch.randn(batch, 5, device=DEVICE)
-            arguments = (logits, torch.zeros(batch, dtype=torch.int64, device=DEVICE), None, None, objective)
-            eagers = eager.forward(*arguments, flags, 0, False)
-            mine = triton.forward(*arguments, flags, 0, False)
-            for a, b in zip(mine, eagers, strict=True):
-                assert a.dtype == b.dtype
-                torch.testing.assert_close(a, b, equal_nan=True)
+    backend_checks.check_all_ignored_and_empty(triton, DEVICE)
 
 
 @pytest.mark.parametrize("parts", [1, 1024, 5000, 40000])
