@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m fastac.demo
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
