@@ -8,12 +8,14 @@ from fastac import functional
 from fastac.dynamics import TrainingDynamics
 from fastac.issues import detection_scores, find_label_issues
 from fastac.loss import AutoCleansingLoss
+from fastac.sharded import ShardedAlphaTable
 from fastac.table import AlphaTable
 from fastac.version import __version__
 
 __all__ = [
     "AlphaTable",
     "AutoCleansingLoss",
+    "ShardedAlphaTable",
     "TrainingDynamics",
     "__version__",
     "detection_scores",

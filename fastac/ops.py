@@ -25,6 +25,7 @@ from torch import Tensor
 from fastac import backends
 from fastac.contract import STATISTICS, Forward, Objective, Rows
 from fastac.dynamics import TrainingDynamics
+from fastac.sharded import ShardedAlphaTable
 from fastac.table import AlphaTable
 
 __all__ = ["cross_entropy", "cross_entropy_update"]
@@ -91,10 +92,29 @@ def _forward(
     call = _Call(*options)
     rows = None
     if call.table and alpha is not None and last is not None:
-        rows = Rows(alpha, momentum, last, AlphaTable.from_handle(call.table).clock)
+        table = AlphaTable.from_handle(call.table)
+        rows = Rows(alpha, momentum, last, table.clock)
+        if isinstance(table, ShardedAlphaTable) and index is not None:
+            return _sharded_forward(table, rows, logits, target, index, flags, call)
     return backends.select(logits.device).forward(
         logits, target, index, rows, call.objective, flags, call.num_samples, call.dynamics != 0
     )
+
+
+def _sharded_forward(
+    table: ShardedAlphaTable,
+    rows: Rows,
+    logits: Tensor,
+    target: Tensor,
+    index: Tensor,
+    flags: Tensor,
+    call: _Call,
+) -> Forward:
+    batch = table.locate(index, rows)
+    result = backends.select(logits.device).forward(
+        logits, target, batch.place, batch.rows, call.objective, flags, batch.size, call.dynamics != 0
+    )
+    return result._replace(ids=table.identify(batch, index, result.ids))
 
 
 def _forward_update(
@@ -113,20 +133,46 @@ def _forward_update(
     table = AlphaTable.from_handle(call.table)
     recorded = TrainingDynamics.from_handle(call.dynamics).accumulators if call.dynamics else None
     sgd = table.start_forward_update()
+    rows, size = Rows(alpha, momentum, last, table.clock), call.num_samples
+    if isinstance(table, ShardedAlphaTable):
+        if not table.in_place:
+            result = _staged_update(table, rows, logits, target, index, flags, call, grad_output)
+            table.finish_forward_update()
+            return result
+        index, rows, size, _ = table.locate(index, rows)
+        recorded = None if recorded is None else table.held_part(recorded)
+        grad_output /= table.world_size
     result = backends.select(logits.device).forward_update(
-        logits,
-        target,
-        index,
-        Rows(alpha, momentum, last, table.clock),
-        call.objective,
-        flags,
-        call.num_samples,
-        recorded,
-        sgd,
-        grad_output,
+        logits, target, index, rows, call.objective, flags, size, recorded, sgd, grad_output
     )
     table.finish_forward_update()
     return result
+
+
+def _staged_update(
+    table: ShardedAlphaTable,
+    rows: Rows,
+    logits: Tensor,
+    target: Tensor,
+    index: Tensor,
+    flags: Tensor,
+    call: _Call,
+    grad_output: float,
+) -> Forward:
+    """Rows that are not on this device are on their way when the forward pass ends, and are written at the step."""
+    result = _sharded_forward(table, rows, logits, target, index, flags, call)
+    grad = _row_gradient(result.grad, target, call.form)
+    # A copy: the logits' gradient is scaled in place.
+    table.stage(result.ids, grad * grad_output, grad.new_ones(()))
+    if call.dynamics and len(index):
+        TrainingDynamics.from_handle(call.dynamics).record(result.ids, result.statistics)
+    return result._replace(grad=result.grad.to(logits.dtype), statistics=result.statistics[:0])
+
+
+def _row_gradient(grad: Tensor, target: Tensor, form: str) -> Tensor:
+    if len(grad):
+        return backends.select(grad.device).row_gradient(grad, target, form)
+    return grad if form == "ac1" else grad[:, 0]
 
 
 def _plain_backward(
@@ -140,13 +186,11 @@ def _plain_backward(
     table: int,
     dynamics: int,
 ) -> Tensor:
-    backend = backends.select(grad.device)
-    if table and ids.numel():
-        rows = backend.row_gradient(grad, target, form)
-        AlphaTable.from_handle(table).stage(ids, rows, grad_loss.clone())
+    if table:  # also for no rows: the other ranks of a sharded table may have some
+        AlphaTable.from_handle(table).stage(ids, _row_gradient(grad, target, form), grad_loss.clone())
     if dynamics and ids.numel():
         TrainingDynamics.from_handle(dynamics).record(ids, statistics)
-    return backend.backward(grad, grad_loss, dtype)
+    return backends.select(grad.device).backward(grad, grad_loss, dtype)
 
 
 def _backward(grad_loss: Tensor, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from fastac import backends
 from fastac.clock import StepClock
 from fastac.contract import Rows, Sgd
 from fastac.reference import FORMS
-from fastac.validation import RangeCheck, check_size
+from fastac.validation import RangeCheck, check_index, check_size
 
 __all__ = ["AlphaTable"]
 
@@ -54,6 +54,7 @@ class AlphaTable:
     `step()` after each backward pass.
     """
 
+    sharded = False  # whether ranks own parts of one table; otherwise they hold copies
     _handles = itertools.count(1)
     _by_handle: weakref.WeakValueDictionary[int, AlphaTable] = weakref.WeakValueDictionary()
 
@@ -89,11 +90,15 @@ class AlphaTable:
         self.form, self.history, self.dtype, self.seed = form, history, dtype, seed
         self.weight_decay, self.lr_scale = weight_decay, lr_scale
         self.device = torch.empty(0, device=device).device
-        shape = (num_samples, num_classes) if form == "ac1" else (num_samples,)
-        self.alpha = torch.zeros(shape, dtype=dtype, device=self.device)
+        self.process_group = self._find_group(process_group)
+        self.world_size = 1 if self.process_group is None else dist.get_world_size(self.process_group)
+        self.held = self._find_held()
+        self.storage_device = self._find_storage()
+        rows = len(self.held)
+        self.alpha = self._zeros((rows, num_classes) if form == "ac1" else (rows,), dtype)
         self.momentum_buffer: Tensor | None = None
-        self.last = torch.zeros(num_samples, dtype=torch.int32, device=self.device)
-        self.clock = StepClock(self.device, window)
+        self.last = self._zeros((rows,), torch.int32)
+        self.clock = StepClock(self.storage_device, window)
         self.checks = RangeCheck(self.device)
         # A leaf that requires grad, so that α learns even where the logits don't; its own gradient is dropped.
         self.anchor = torch.zeros((), device=self.device, requires_grad=True)
@@ -108,14 +113,26 @@ class AlphaTable:
         self._staged: list[Staged] = []
         self._forward_lr: float | Tensor | None = None
         self._since_sweep = 0
-        if process_group is None and dist.is_available() and dist.is_initialized():
-            process_group = dist.group.WORLD
-        self.process_group = process_group
-        self.world_size = 1 if process_group is None else dist.get_world_size(process_group)
         # What is staged is known when the step runs, not when it is traced. (Not a decorator: it imports the compiler,
         # which the first optimizer step does in any case, but `import fastac` should not.)
-        self._apply_uncompiled = torch.compiler.disable(AlphaTable._apply)
+        self._apply_uncompiled = torch.compiler.disable(type(self)._apply)
         self._set_momentum(momentum, nesterov)
+
+    def _find_group(self, given: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+        if given is None and dist.is_available() and dist.is_initialized():
+            return dist.group.WORLD
+        return given
+
+    def _find_held(self) -> range:
+        """The ids whose rows this process holds."""
+        return range(self.num_samples)
+
+    def _find_storage(self) -> torch.device:
+        """Where the rows and the clock are."""
+        return self.device
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.storage_device)
 
     @classmethod
     def from_handle(cls, handle: int) -> AlphaTable:
@@ -127,27 +144,28 @@ class AlphaTable:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AlphaTable:
         """A table of its own with the same α, that follows no optimizer."""
-        copy = AlphaTable(
-            self.num_samples,
-            self.num_classes,
-            form=self.form,
-            weight_decay=self.weight_decay,
-            lr_scale=self.lr_scale,
-            history=self.history,
-            dtype=self.dtype,
-            device=self.device,
-            momentum=self._momentum,
-            nesterov=self._nesterov,
-            seed=self.seed,
-            process_group=self.process_group,
-            window=self.clock.window,
-        )
+        copy = type(self)(self.num_samples, self.num_classes, **self._options())
         copy.load_state_dict(self.state_dict())
         copy._lr = self._lr
         return copy
 
+    def _options(self) -> dict[str, Any]:
+        return {
+            "form": self.form,
+            "weight_decay": self.weight_decay,
+            "lr_scale": self.lr_scale,
+            "history": self.history,
+            "dtype": self.dtype,
+            "device": self.device,
+            "momentum": self._momentum,
+            "nesterov": self._nesterov,
+            "seed": self.seed,
+            "process_group": self.process_group,
+            "window": self.clock.window,
+        }
+
     def __reduce__(self) -> Any:
-        raise TypeError("an AlphaTable is not pickled: save its state_dict()")
+        raise TypeError(f"{type(self).__name__} is not pickled: save its state_dict()")
 
     def __repr__(self) -> str:
         return (
@@ -198,7 +216,7 @@ class AlphaTable:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if momentum > 0 and self.history == "exact" and self.momentum_buffer is None:
-            self.momentum_buffer = torch.zeros_like(self.alpha)
+            self.momentum_buffer = self._zeros(tuple(self.alpha.shape), self.dtype)
         self._momentum, self._nesterov = float(momentum), bool(nesterov)
 
     def follow(
@@ -259,7 +277,11 @@ class AlphaTable:
             loss_scale = None if current is None else current.detach().clone()
         if grad.requires_grad or scale.requires_grad:
             grad, scale = grad.detach(), scale.detach()
-        self._staged.append(Staged(index, grad, scale, loss_scale))
+        self._keep(Staged(index, grad, scale, loss_scale))
+
+    def _keep(self, entry: Staged) -> None:
+        if len(entry.ids):
+            self._staged.append(entry)
 
     def discard(self) -> None:
         """Forget the row gradients since the last step, as zero_grad() does without a step."""
@@ -297,7 +319,9 @@ class AlphaTable:
                 )
         self._set_clock_lr(lr)
         merged = self._merge(staged)
-        sgd, backend = self._sgd(), backends.select(self.device)
+        sgd, backend = self._sgd(), backends.select(self.storage_device)
+        if skip is not None:
+            skip = skip.to(self.storage_device)
         if merged is not None:
             backend.update_rows(self._rows(), *merged, sgd, skip)
         backend.advance(self.clock, sgd, skip)
@@ -332,11 +356,15 @@ class AlphaTable:
     def _scale(self, entry: Staged) -> Tensor:
         """What a staged gradient is to be multiplied by: its incoming gradient, over the ranks and the loss's scale."""
         scale = entry.scale / self.world_size if self.world_size > 1 else entry.scale
-        if entry.loss_scale is None or self._scaler is None or not self._scaler.is_enabled():
-            return scale
+        unscale = self._unscale(entry.loss_scale)
+        return scale if unscale is None else scale * unscale
+
+    def _unscale(self, loss_scale: Tensor | None) -> Tensor | None:
+        """What a gradient that was scaled by loss_scale is to be multiplied by; None for 1."""
+        if loss_scale is None or self._scaler is None or not self._scaler.is_enabled():
+            return None
         # A step that was skipped lowered the scale: what was staged for it goes with it.
-        now = self._scaler._get_scale_async()
-        return scale / entry.loss_scale * (entry.loss_scale == now)
+        return (loss_scale == self._scaler._get_scale_async()) / loss_scale
 
     def _gather(self, index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Every rank's rows, in the order of the ranks, so that all copies add them alike."""
@@ -366,7 +394,7 @@ class AlphaTable:
                 "update='forward' writes α in the forward pass, so each needs an optimizer step of its own: a second "
                 "one came before the step (accumulation and activation recomputation need update='step')"
             )
-        if self.world_size > 1:
+        if self.world_size > 1 and not self.sharded:
             raise RuntimeError(
                 "update='forward' can't keep copies of a table equal across ranks: use update='step'"
             )
@@ -401,28 +429,32 @@ class AlphaTable:
 
         float32 (float64 for a float64 table). IndexError for an id outside [0, N).
         """
-        if index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
-            raise TypeError(
-                f"index must be a vector of int64 or int32, got {tuple(index.shape)} of {index.dtype}"
-            )
+        check_index(index)
         if index.device != self.device:
             raise ValueError(f"index is on {index.device}, the table is on {self.device}")
-        if index.numel() and not bool(((index >= 0) & (index < self.num_samples)).all()):
-            raise IndexError(f"index must be in [0, {self.num_samples})")
-        return self._read(index.to(torch.int64))
+        return self._read_ids(index.to(torch.int64))
 
     @torch.no_grad()
     def dense(self) -> Tensor:
         """All of α, as a dense optimizer would have it now: (N, K), AC2 (N,); a new tensor."""
-        dense = torch.empty_like(
-            self.alpha, dtype=torch.float32 if self.dtype == torch.bfloat16 else self.dtype
-        )
+        return self._read_held()
+
+    def _read_ids(self, index: Tensor) -> Tensor:
+        if index.numel() and not bool(((index >= 0) & (index < self.num_samples)).all()):
+            raise IndexError(f"index must be in [0, {self.num_samples})")
+        return self._read(index)
+
+    def _read_held(self) -> Tensor:
+        dense = torch.empty(self.alpha.shape, dtype=self._compute_dtype(), device=self.storage_device)
         for ids in self._chunks():
             dense[ids[0] : ids[-1] + 1] = self._read(ids)
         return dense
 
-    def _read(self, index: Tensor) -> Tensor:
-        return backends.select(self.device).read_rows(self._rows(), index)
+    def _compute_dtype(self) -> torch.dtype:
+        return torch.float32 if self.dtype == torch.bfloat16 else self.dtype
+
+    def _read(self, place: Tensor) -> Tensor:
+        return backends.select(self.storage_device).read_rows(self._rows(), place)
 
     def _rows(self) -> Rows:
         return Rows(self.alpha, self.momentum_buffer, self.last, self.clock)
@@ -431,16 +463,18 @@ class AlphaTable:
     def sweep(self) -> None:
         """Bring the rows that were not touched for a long time up to date, chunk by chunk. Called in time by `step`;
         to be called by hand only where steps are replayed without Python (CUDA graphs)."""
-        backend = backends.select(self.device)
+        backend = backends.select(self.storage_device)
         for ids in self._chunks():
-            backend.sweep(self._rows(), ids, self.seed)
+            backend.sweep(self._rows(), ids, self._sgd().seed)
         self._since_sweep = 0
 
     def _chunks(self) -> tuple[Tensor, ...]:
+        if not self.held:
+            return ()
         # On a CPU small enough for the caches, on an accelerator large enough to fill it.
-        elements = 1 << (18 if self.device.type == "cpu" else 24)
+        elements = 1 << (18 if self.storage_device.type == "cpu" else 24)
         rows = max(1, elements // (self.num_classes if self.form == "ac1" else 1))
-        return torch.arange(self.num_samples, device=self.device).split(rows)
+        return torch.arange(len(self.held), device=self.storage_device).split(rows)
 
     # --- checkpoints ---------------------------------------------------------------------------------------
 
@@ -486,7 +520,8 @@ class AlphaTable:
         self._staged.clear()
         self._forward_lr = None
 
-    def _check_state(self, state: dict[str, Any]) -> None:
+    def _check_state(self, state: dict[str, Any], num_rows: int | None = None) -> None:
+        """ValueError unless it is the state of an equal table, with num_rows rows, by default as many as here."""
         for key, mine in self._identity().items():
             if key not in state:
                 raise ValueError(f"this is no state of an α table: it has no {key!r}")
@@ -501,10 +536,9 @@ class AlphaTable:
             value = state[key]
             if value is None and key == "momentum_buffer":
                 continue
-            if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
-                raise ValueError(
-                    f"{key} in the state is not a {like.dtype} tensor of shape {tuple(like.shape)}"
-                )
+            shape = (len(like) if num_rows is None else num_rows, *like.shape[1:])
+            if not isinstance(value, Tensor) or value.shape != shape or value.dtype != like.dtype:
+                raise ValueError(f"{key} in the state is not a {like.dtype} tensor of shape {shape}")
         self.clock.check_state(state["clock"])
 
 

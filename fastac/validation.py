@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["RangeCheck", "check_batch", "check_range", "check_size", "debugging"]
+__all__ = ["RangeCheck", "check_batch", "check_index", "check_range", "check_size", "debugging"]
 
 
 def check_size(name: str, value: Any, least: int) -> int:
@@ -21,6 +21,14 @@ def check_size(name: str, value: Any, least: int) -> int:
     if size < least or isinstance(value, bool):
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     return size
+
+
+def check_index(index: Tensor) -> None:
+    """TypeError unless index is (n,) int64 or int32."""
+    if index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
+        raise TypeError(
+            f"index must be a vector of int64 or int32, got {tuple(index.shape)} of {index.dtype}"
+        )
 
 
 def check_batch(

@@ -12,14 +12,16 @@ ROOT = Path(__file__).parents[1]
 
 # The layers of the package, lowest first: a module may import from its own layer and from those before it.
 LAYERS = [
-    ["version", "extras", "rng", "reference", "groups", "validation"],
+    ["version", "extras", "rng", "reference", "groups", "partition", "validation"],
     ["clock"],
     ["contract"],
     ["eager"],
     ["kernels"],
     ["cpu", "cuda", "triton"],
     ["backends"],
+    ["exchange"],
     ["table", "dynamics"],
+    ["sharded"],
     ["ops"],
     ["functional"],
     ["loss"],

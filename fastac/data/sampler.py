@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fastac.data.draws import SHUFFLE, permutation
+from fastac.partition import shard_bounds
 
 __all__ = ["EpochSampler"]
 
@@ -19,6 +20,10 @@ class EpochSampler:
     which samples meet at a step depends on B·W and not on how it is split. A last global batch with fewer
     than two rows a rank (one where batch_size is 1) joins the one before it, because batch norm needs two
     rows and no rank may have none; that bound is the one thing that depends on W.
+
+    aligned=True: each rank draws only from the ids that it owns (fastac.partition), in an order that is a function
+    of (seed, epoch, rank), for a ShardedAlphaTable with placement="aligned". Steps an epoch and the sizes of the
+    global batches are as without it; which samples meet at a step then depends on W.
 
     batch_size: rows a rank and step, B. rank, world_size: this process among W. shuffle=False: the order is
     0, 1, … in every epoch. drop_last: leave out an incomplete last global batch instead.
@@ -36,6 +41,7 @@ class EpochSampler:
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        aligned: bool = False,
     ) -> None:
         for name, value in (
             ("num_samples", num_samples),
@@ -48,7 +54,7 @@ class EpochSampler:
             raise ValueError(f"rank is {rank}; it should be in [0, {world_size})")
         self.num_samples, self.batch_size = num_samples, batch_size
         self.rank, self.world_size = rank, world_size
-        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.seed, self.shuffle, self.drop_last, self.aligned = seed, shuffle, drop_last, aligned
         self._steps = self._count_steps()
 
     def _count_steps(self) -> int:
@@ -76,9 +82,21 @@ class EpochSampler:
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, int]]:
         n, rows = self.num_samples, self.batch_size * self.world_size
-        order = permutation(n, self.seed, SHUFFLE, epoch) if self.shuffle else np.arange(n)
+        order = self._own_order(epoch) if self.aligned else self._order(n, epoch)
         for step in range(start, len(self)):
             joins_rest = step == len(self) - 1 and not self.drop_last
-            batch = order[step * rows : n if joins_rest else (step + 1) * rows]
-            first, last = (len(batch) * r // self.world_size for r in (self.rank, self.rank + 1))
-            yield batch[first:last], len(batch)
+            size = n - step * rows if joins_rest else rows
+            if self.aligned:
+                first = step * self.batch_size
+                yield order[first : None if joins_rest else first + self.batch_size], size
+                continue
+            first, last = (step * rows + size * r // self.world_size for r in (self.rank, self.rank + 1))
+            yield order[first:last], size
+
+    def _order(self, n: int, *counters: int) -> np.ndarray:
+        return permutation(n, self.seed, SHUFFLE, *counters) if self.shuffle else np.arange(n)
+
+    def _own_order(self, epoch: int) -> np.ndarray:
+        # A shard has ⌊N/W⌋ ids or one more, so every step but the last takes B from each.
+        first, last = shard_bounds(self.num_samples, self.rank, self.world_size)
+        return first + self._order(last - first, epoch, self.rank)

@@ -1,0 +1,396 @@
+"""Rows of α owned by ranks: the results of one rank, the bytes that travel, states that move to other ranks."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from dense import relative_error
+from sharded_runs import (
+    BITS,
+    CASES,
+    Case,
+    K,
+    batches,
+    fixed_logits,
+    load_states,
+    make_table,
+    retained,
+    train,
+    worker,
+)
+
+import fastac
+from fastac.data import EpochSampler
+from fastac.partition import shard_bounds, shard_owner
+
+WORLDS = (2, 4)
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def ranks(request, tmp_path_factory):
+    """(world, the ranks' results, their folder): one start of the processes for all tests of as many."""
+    world, folder = request.param, tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, (world, str(folder)), nprocs=world)
+    return world, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)], folder
+
+
+def tolerance(case):
+    return 1e-12 if case.dtype == torch.float64 else 1e-6
+
+
+def assert_same_run(case, results, truth):
+    """results: a rank's each."""
+    bound = tolerance(case)
+    assert float(truth["alpha"].abs().max()) > 0.05
+    for result in results:
+        assert torch.equal(result["alpha"], results[0]["alpha"])
+        assert result["steps"] == truth["steps"]
+        assert relative_error(result["alpha"], truth["alpha"]) < bound
+        assert relative_error(result["weight"], truth["weight"]) < bound
+    for step, whole in enumerate(truth["grads"]):
+        parts = torch.cat([result["grads"][step] for result in results])
+        if not whole.isfinite().all():
+            assert not parts.isfinite().all()
+        else:
+            assert relative_error(parts, whole) < 10 * bound
+    assert torch.equal(sum(result["count"] for result in results), truth["count"])
+    torch.testing.assert_close(sum(result["sums"] for result in results), truth["sums"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_give_what_one_gives(ranks, name):
+    world, results, _ = ranks
+    case = CASES[name]
+    if name not in results[0]:
+        pytest.skip("asks for more ranks than samples")
+    truth = train(0, 1, case, sharded=False, plan_world=world)
+    results = [result[name] for result in results]
+    assert_same_run(case, results, truth)
+    assert torch.equal(torch.cat([result["own"] for result in results]), results[0]["alpha"])
+    for rank, result in enumerate(results):
+        first, stop = shard_bounds(case.num_samples, rank, world)
+        asked = torch.arange(first, stop)
+        if case.placement == "exchange":
+            asked = torch.arange(case.num_samples).flip(0)[rank:]
+        assert torch.equal(result["rows"], result["alpha"][asked])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_rank(name):
+    case = CASES[name]
+    truth = train(0, 1, case, sharded=False)
+    assert_same_run(case, [result := train(0, 1, case)], truth)
+    assert result["traffic"] == [0, 0, 0, 0]
+
+
+@pytest.mark.dist
+def test_skipped_steps_are_skipped_on_all_ranks(ranks):
+    _, results, _ = ranks
+    for name, case in CASES.items():
+        if case.scaler:
+            assert [result[name]["steps"] for result in results] == [case.steps - 1] * len(results)
+
+
+@pytest.mark.dist
+def test_graphs_are_used_twice_and_in_another_order(ranks):
+    _, results, _ = ranks
+    truth = retained(0, 1, False)
+    for result in results:
+        assert relative_error(result["retained"], truth) < 1e-12
+
+
+@pytest.mark.dist
+def test_traffic(ranks):
+    """Aligned: nothing. Exchange: the ids that another rank owns, their rows and gradients once each."""
+    world, results, _ = ranks
+    for name, case in CASES.items():
+        if name not in results[0]:
+            continue
+        size = case.compute_dtype.itemsize * (K if case.form == "ac1" else 1)
+        for rank, result in enumerate(results):
+            if case.placement == "aligned":
+                assert result[name]["traffic"] == [0, 0, 0, 0]
+                continue
+            asked = answered = number = 0
+            for step in batches(case, world):
+                for parts in step:
+                    owners = [shard_owner(part, case.num_samples, world) for part in parts]
+                    asked += int((owners[rank] != rank).sum())
+                    answered += sum(
+                        int((owner == rank).sum()) for other, owner in enumerate(owners) if other != rank
+                    )
+                    number += 1
+            expected = [8 * (world - 1) * number, 8 * asked, size * answered, size * asked]
+            assert result[name]["traffic"] == expected, (name, rank)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", BITS)
+def test_bits_do_not_depend_on_the_number_of_ranks_and_states_move_to_fewer(ranks, name):
+    world, results, folder = ranks
+    if world != 4:
+        pytest.skip("with 4 ranks")
+    case = BITS[name]
+    one = fixed_logits(0, 1, case, make_table(case, 1, True, momentum=0.9), range(case.steps)).dense()
+    assert float(one.abs().max()) > 0.05
+    for rank, result in enumerate(results):
+        assert torch.equal(result[f"bits {name}"], one)
+        if rank < 2:
+            assert torch.equal(result[f"pair {name}"], one)
+            assert torch.equal(result[f"half {name}"], one)
+    loaded = make_table(case, 1, True)
+    loaded.load_state_dict(load_states(folder, name))
+    loaded.momentum = 0.9
+    assert torch.equal(fixed_logits(0, 1, case, loaded, range(5, case.steps)).dense(), one)
+    exact = fixed_logits(0, 1, case, make_table(case, 1, False, momentum=0.9), range(case.steps)).dense()
+    error = relative_error(one, exact)
+    assert (1e-5 < error < 1e-2) if case.wire == torch.bfloat16 else error < 1e-6
+
+
+@pytest.mark.dist
+def test_errors_on_several_ranks(ranks):
+    world, results, _ = ranks
+    for rank, result in enumerate(results):
+        found, last = result["errors"], world - 1
+        first, stop = shard_bounds(10, rank, world)
+        foreign = 9 if rank == 0 else 0
+        message = f"IndexError: index {foreign} is not of rank {rank}, which owns [{first}, {stop})"
+        for name in ("foreign", "foreign forward", "foreign prefetch", "foreign rows"):
+            assert found[name].startswith(message), found[name]
+        if rank == last:  # 3 is another rank's too, and comes first
+            assert found["outside"].startswith("IndexError: index 3 is not of rank")
+        assert found["outside"].startswith("IndexError: index ")
+        assert found["untouched"] == 0
+        for name in ("exchange outside", "exchange prefetch outside"):
+            if rank == 1:
+                assert found[name] == "IndexError: index 12 is outside [0, 10)"
+            else:
+                assert found[name].startswith("RuntimeError: rank 1 was given an index outside [0, 10)")
+        assert "not the one that prefetch was called for next" in found["other ids"]
+        assert "it has 1 rows, the other one 2" in found["other size"]
+        assert found["discarded"] == 0
+        assert found["late"] > 0.01
+
+
+def test_a_bfloat16_table():
+    """Its rounding is random, so the table is compared with an exact one, as AlphaTable's own test does."""
+    case = Case(dtype=torch.bfloat16, wire=torch.bfloat16, momentum=0.0, steps=40)
+    sharded = fixed_logits(0, 1, case, make_table(case, 1, True), range(40)).dense()
+    plain = fixed_logits(0, 1, case, make_table(case, 1, False), range(40)).dense()
+    assert sharded.dtype == torch.float32
+    assert 0 < relative_error(sharded, plain) < 0.03
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7, 64])
+@pytest.mark.parametrize("num_samples", [1, 2, 5, 64, 1000, 10**10])
+def test_partition(num_samples, world):
+    bounds = [shard_bounds(num_samples, rank, world) for rank in range(world)]
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == num_samples
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
+    sizes = [stop - first for first, stop in bounds]
+    assert max(sizes) - min(sizes) <= 1
+    for rank, (first, stop) in enumerate(bounds):
+        if first < stop:
+            ends = torch.tensor([first, (first + stop) // 2, stop - 1])
+            assert shard_owner(ends, num_samples, world).tolist() == [rank] * 3
+
+
+def saved(steps=3, **changes):
+    table = fastac.ShardedAlphaTable(10, K, momentum=0.9)
+    table.lr = 0.1
+    for _ in range(steps):
+        index = torch.arange(10)
+        loss = fastac.functional.ac_cross_entropy(
+            torch.zeros(10, K, requires_grad=True), index % K, index, table
+        )
+        loss.backward()
+        table.step()
+    return table.state_dict() | changes
+
+
+def cut(state, first, stop):
+    rows = {key: state[key][first:stop] for key in ("alpha", "momentum_buffer", "last")}
+    return state | rows | {"rows": (first, stop)}
+
+
+def test_states():
+    state = saved()
+    assert state["rows"] == (0, 10)
+    plain = fastac.AlphaTable(10, K, momentum=0.9)
+    plain.load_state_dict(state)
+    table = fastac.ShardedAlphaTable(10, K)
+    for form in (
+        state,
+        plain.state_dict(),
+        [cut(state, 4, 10), cut(state, 0, 4)],
+        [cut(state, 0, 7), state],
+    ):
+        table.load_state_dict(saved(steps=1))
+        assert not torch.equal(table.dense(), plain.dense())
+        table.load_state_dict(form)
+        assert torch.equal(table.dense(), plain.dense())
+        assert torch.equal(table.momentum_buffer, plain.momentum_buffer)
+    duplicate = copy.deepcopy(table)
+    assert torch.equal(duplicate.dense(), plain.dense())
+    assert duplicate.alpha.data_ptr() != table.alpha.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (lambda: [], "got none"),
+        (lambda: [cut(saved(), 0, 4), cut(saved(), 5, 10)], r"lack 4 of the rows \[0, 10\)"),
+        (lambda: cut(saved(), 0, 9), "lack 9 of the rows"),
+        (lambda: saved(rows=(0, 11)), r"rows in the state must be .* got \(0, 11\)"),
+        (lambda: saved(rows=3), "rows in the state must be .* got 3"),
+        (lambda: saved(rows=(0, 4)), r"alpha in the state is not .* shape \(4, 5\)"),
+        (lambda: saved(form="ac2"), "its form is 'ac2'"),
+        (lambda: [cut(saved(), 0, 4), cut(saved(2), 4, 10)], "clocks differ, at steps 3 and 2"),
+        (
+            lambda: [cut(saved(), 0, 4), cut(saved(), 4, 10) | {"momentum_buffer": None}],
+            "in all of the states",
+        ),
+        (lambda: [saved(), "x"], "is no state of an α table"),
+    ],
+)
+def test_states_that_are_refused(state, message):
+    table = fastac.ShardedAlphaTable(10, K)
+    table.load_state_dict(saved(steps=2))
+    before = copy.deepcopy(table.state_dict())
+    with pytest.raises(ValueError, match=message):
+        table.load_state_dict(state())
+    after = table.state_dict()
+    assert torch.equal(after["alpha"], before["alpha"])
+    assert after["clock"]["steps"] == before["clock"]["steps"]
+
+
+def test_bad_options():
+    for options, message in (
+        (dict(placement="any"), r"placement must be one of \('aligned', 'exchange'\), got 'any'"),
+        (dict(storage="disk"), r"storage must be one of \('device', 'host'\), got 'disk'"),
+        (dict(wire_dtype=torch.float16), r"wire_dtype must be torch.float32 or torch.bfloat16, got"),
+        (dict(wire_dtype=torch.float32, dtype=torch.float64), "wire_dtype must be torch.float64"),
+        (dict(form="ac3"), "form must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fastac.ShardedAlphaTable(10, K, **options)
+    for placement in ("aligned", "exchange"):
+        table = fastac.ShardedAlphaTable(10, K, placement=placement)
+        for index in (torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2)):
+            with pytest.raises(TypeError, match="index must be a vector of int64 or int32"):
+                table.prefetch(index)
+        with pytest.raises(IndexError, match=r"index -1 is outside \[0, 10\)"):
+            table.rows(torch.tensor([3, -1]))
+        with pytest.raises(TypeError, match="ShardedAlphaTable is not pickled"):
+            copy.copy(table)
+
+
+def test_label_issues():
+    pytest.importorskip("pandas")
+    case = Case(num_samples=20)
+    table = fixed_logits(0, 1, case, make_table(case, 1, True), range(case.steps))
+    labels = torch.arange(20) % K
+    expected = fastac.find_label_issues(table.dense(), labels)
+    assert fastac.find_label_issues(table, labels).equals(expected)
+
+
+def test_int32_ids():
+    index = torch.tensor([3, 1, 3])
+    for placement in ("aligned", "exchange"):
+        results = []
+        for ids in (index, index.to(torch.int32)):
+            table = fastac.ShardedAlphaTable(10, K, placement=placement)
+            table.lr = 0.1
+            table.prefetch(ids)
+            logits = torch.zeros(3, K, requires_grad=True)
+            fastac.functional.ac_cross_entropy(logits, index, ids, table).backward()
+            table.step()
+            results.append(table.dense())
+        assert torch.equal(results[0], results[1])
+        assert results[0].abs().max() > 0
+
+
+def test_ids_that_were_moved_between_forward_and_backward_are_refused():
+    table = fastac.ShardedAlphaTable(10, K, placement="exchange")
+    table.lr = 0.1
+    logits, index = torch.zeros(3, K, requires_grad=True), torch.arange(3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x):
+        loss = fastac.functional.ac_cross_entropy(logits, index, index, table)
+    with pytest.raises(RuntimeError, match="not those that the forward pass made"):
+        loss.backward()
+
+
+def test_requests_live_as_long_as_their_graphs():
+    table = fastac.ShardedAlphaTable(10, K, placement="exchange")
+    table.lr = 0.1
+    index = torch.arange(3)
+    for _ in range(20):
+        logits = torch.zeros(3, K, requires_grad=True)
+        loss = fastac.functional.ac_cross_entropy(logits, index, index, table)
+        del loss
+    assert len(table._requests) <= 2
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "world"), [(64, 4, 4), (67, 4, 4), (37, 3, 2), (21, 5, 3)]
+)
+def test_an_aligned_sampler_draws_what_its_rank_owns(num_samples, batch_size, world, drop_last):
+    options = dict(batch_size=batch_size, world_size=world, drop_last=drop_last)
+    samplers = [EpochSampler(num_samples, rank=rank, aligned=True, **options) for rank in range(world)]
+    sizes = [size for _, size in EpochSampler(num_samples, **options).batches(0)]
+    orders = []
+    for epoch in (0, 1):
+        drawn = [list(sampler.batches(epoch)) for sampler in samplers]
+        seen = np.concatenate([ids for part in drawn for ids, _ in part])
+        assert len(set(seen.tolist())) == len(seen) == (sum(sizes) if drop_last else num_samples)
+        for step, size in enumerate(sizes):
+            assert [part[step][1] for part in drawn] == [size] * world
+            assert sum(len(part[step][0]) for part in drawn) == size
+        for rank, part in enumerate(drawn):
+            assert len(part) == len(sizes)
+            ids = torch.from_numpy(np.concatenate([ids for ids, _ in part]))
+            assert (shard_owner(ids, num_samples, world) == rank).all()
+            resumed = list(samplers[rank].batches(epoch, start=1))
+            assert all(np.array_equal(a[0], b[0]) for a, b in zip(resumed, part[1:], strict=True))
+        orders.append(seen.tolist())
+    assert orders[0] != orders[1]
+    plain = EpochSampler(num_samples, rank=world - 1, aligned=True, shuffle=False, **options)
+    first = shard_bounds(num_samples, world - 1, world)[0]
+    assert next(iter(plain.batches(0)))[0][:2].tolist() == [first, first + 1]
+
+
+def test_aligned_ranks_shuffle_differently():
+    """Shards of one size, whose orders are not one another's copies."""
+    parts = [
+        np.concatenate(
+            [ids for ids, _ in EpochSampler(64, 4, rank=rank, world_size=2, aligned=True).batches(0)]
+        )
+        for rank in (0, 1)
+    ]
+    assert not np.array_equal(parts[0] + 32, parts[1])
+
+
+@pytest.mark.parametrize("placement", ["aligned", "exchange"])
+def test_compiled(placement):
+    """The loss traces to one operator, which fetches when it runs."""
+    results = []
+    for compiled in (False, True):
+        table = fastac.ShardedAlphaTable(10, K, placement=placement, momentum=0.9)
+        table.lr = 0.1
+        criterion = fastac.AutoCleansingLoss(table)
+        if compiled:
+            criterion = torch.compile(criterion, backend="aot_eager", fullgraph=True)
+        for step in range(3):
+            index = torch.tensor([step, 4, 4])
+            logits = torch.linspace(-1, 1, 3 * K).view(3, K).requires_grad_()
+            criterion(logits, index % K, index).backward()
+            table.step()
+        results.append(table.dense())
+    assert float(results[0].abs().max()) > 0.01
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-9)
