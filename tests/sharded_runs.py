@@ -249,6 +249,42 @@ def errors(rank, world):
     return results
 
 
+def rows_leave(rank, world):
+    """Whether a batch's rows left this rank at each point: they do as soon as no step can change them any more."""
+    table = fastac.ShardedAlphaTable(world, K, placement="exchange")
+    table.lr = 0.1
+    index = torch.arange(world)  # one row for and from each rank
+    sent = []
+
+    def note():
+        sent.append(table.traffic.rows // (4 * K * (world - 1)))
+
+    def forward():
+        logits = torch.zeros(world, K, requires_grad=True)
+        return fastac.functional.ac_cross_entropy(logits, index % K, index, table)
+
+    for _ in range(2):  # the first is free to go, the second waits behind it
+        table.prefetch(index)
+        note()
+    loss = forward()  # of the first
+    table.prefetch(index)
+    note()
+    loss.backward()
+    note()
+    table.step()  # now the second's rows are final
+    note()
+    table.discard()
+    table.step()  # but a step came in between: once more
+    note()
+    forward()  # of the second: they are here already
+    note()
+    forward()  # the third in the same step: they leave when it asks
+    note()
+    forward()  # not prefetched
+    note()
+    return sent
+
+
 def retained(rank, world, sharded):
     """Two backward passes of one graph, and graphs whose backward passes come in another order."""
     torch.manual_seed(5)
@@ -275,7 +311,11 @@ def retained(rank, world, sharded):
 
 def run_all(rank, world, folder):
     """Everything that test_sharded asks of `world` ranks, in one start of the processes."""
-    results = {"errors": errors(rank, world), "retained": retained(rank, world, True)}
+    results = {
+        "errors": errors(rank, world),
+        "rows leave": rows_leave(rank, world),
+        "retained": retained(rank, world, True),
+    }
     for name, case in CASES.items():
         if not (name == "exchange fewer samples than ranks" and world < 4):
             results[name] = train(rank, world, case)

@@ -104,6 +104,13 @@ def test_graphs_are_used_twice_and_in_another_order(ranks):
 
 
 @pytest.mark.dist
+def test_rows_leave_as_soon_as_they_are_final(ranks):
+    _, results, _ = ranks
+    for result in results:
+        assert result["rows leave"] == [1, 1, 1, 1, 2, 3, 3, 4, 5]
+
+
+@pytest.mark.dist
 def test_traffic(ranks):
     """Aligned: nothing. Exchange: the ids that another rank owns, their rows and gradients once each."""
     world, results, _ = ranks
@@ -297,6 +304,17 @@ def test_label_issues():
     labels = torch.arange(20) % K
     expected = fastac.find_label_issues(table.dense(), labels)
     assert fastac.find_label_issues(table, labels).equals(expected)
+
+
+def test_rows_of_ignored_targets_are_not_written():
+    for placement in ("aligned", "exchange"):
+        table = fastac.ShardedAlphaTable(4, K, placement=placement)
+        table.lr = 0.1
+        index, logits = torch.arange(3), torch.zeros(3, K, requires_grad=True)
+        target = torch.tensor([1, -100, 2])
+        fastac.functional.ac_cross_entropy(logits, target, index, table).backward()
+        table.step()
+        assert table.last.tolist() == [1, 0, 1, 0]
 
 
 def test_int32_ids():
