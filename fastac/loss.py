@@ -17,7 +17,8 @@ __all__ = ["AutoCleansingLoss"]
 class AutoCleansingLoss(torch.nn.Module):
     """Cross entropy whose training logits carry α: `criterion(logits, target, index)`.
 
-    table: AlphaTable; None is plain cross entropy, for `dynamics` alone. weight: (K,) class weights, a buffer.
+    table: AlphaTable or ShardedAlphaTable; None is plain cross entropy, for `dynamics` alone. weight: (K,) class
+    weights, a buffer.
     ignore_index, reduction, label_smoothing: as in torch.nn.CrossEntropyLoss.
     update: "step" moves α when the optimizer steps, by the summed gradient of all backward passes since its last
     step, as autograd and a dense parameter would. "forward" writes α in the forward pass, one read of logits and α,
