@@ -206,6 +206,9 @@ BITS = {
 }
 
 
+BFLOAT16 = Case(dtype=torch.bfloat16, wire=torch.bfloat16, momentum=0.0, steps=40)
+
+
 def raised(call, *args, **kwargs):
     try:
         call(*args, **kwargs)
@@ -326,7 +329,8 @@ def run_all(rank, world, folder):
 def checkpoints(rank, folder):
     """Bits on 4 and 2 ranks; a state of 4 ranks that goes on on 2."""
     pair = dist.new_group([0, 1])
-    results = {}
+    table = fixed_logits(rank, 4, BFLOAT16, make_table(BFLOAT16, 4, True), range(40))
+    results = {"bfloat16": table.dense(), "bfloat16 own": table.alpha}
     for name, case in BITS.items():
         table = fixed_logits(rank, 4, case, make_table(case, 4, True, momentum=0.9), range(case.steps))
         results[f"bits {name}"] = table.dense()
