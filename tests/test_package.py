@@ -12,14 +12,14 @@ ROOT = Path(__file__).parents[1]
 
 # The layers of the package, lowest first: a module may import from its own layer and from those before it.
 LAYERS = [
-    ["version", "extras", "rng", "reference", "groups", "validation"],
+    ["version", "extras", "rng", "reference", "groups", "validation", "links"],
     ["clock"],
     ["contract"],
     ["eager"],
     ["kernels"],
     ["cpu", "cuda", "triton"],
     ["backends"],
-    ["table", "dynamics"],
+    ["table", "dynamics", "costs"],
     ["ops"],
     ["functional"],
     ["loss"],
