@@ -23,13 +23,13 @@ LAYERS = [
     ["ops"],
     ["functional"],
     ["loss"],
-    ["issues"],
+    ["issues", "advice"],
     ["data", "models", "report"],
     ["config"],
     ["engine", "optim", "metrics", "checkpoint"],
     ["job", "run"],
     ["train"],
-    ["demo"],
+    ["demo", "plan"],
 ]
 
 
