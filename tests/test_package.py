@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # The layers of the package, lowest first: a module may import from its own layer and from those before it.
 LAYERS = [
-    ["version", "extras", "rng", "reference", "groups", "partition", "validation"],
+    ["version", "extras", "rng", "reference", "groups", "partition", "validation", "links"],
     ["clock"],
     ["contract"],
     ["eager"],
@@ -20,18 +20,18 @@ LAYERS = [
     ["cpu", "cuda", "triton"],
     ["backends"],
     ["exchange"],
-    ["table", "dynamics"],
+    ["table", "dynamics", "costs"],
     ["sharded"],
     ["ops"],
     ["functional"],
     ["loss"],
-    ["issues"],
+    ["issues", "advice"],
     ["data", "models", "report"],
     ["config"],
     ["engine", "optim", "metrics", "checkpoint"],
     ["job", "run"],
     ["train"],
-    ["demo"],
+    ["demo", "plan"],
 ]
 
 
