@@ -19,6 +19,7 @@ from fastac.costs import (
     table_cost,
 )
 from fastac.links import Group, Machine, Traffic, all_gather, all_reduce, all_to_all, reduce_scatter
+from fastac.partition import shard_bounds, shard_owner
 
 
 def allocated(thing):
@@ -268,3 +269,88 @@ def test_zero_shards(stage):
     for name, share in zip(("alpha", "gradient", "momentum"), shares, strict=True):
         assert cost.memory[name] == whole // share
     assert cost.total().between == (3 if stage == 3 else 2) * 3 * whole // 4
+
+
+OWNED = 37  # samples: shards of uneven sizes
+
+
+def exchange_worker(rank, world, store, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
+    sent = []
+    send = dist.all_to_all_single
+
+    def counted(result, values, received=None, parts=None, **kwargs):
+        own = len(values) // world if parts is None else parts[rank]
+        sent.append(values[: len(values) - own].nbytes)
+        return send(result, values, received, parts, **kwargs)
+
+    dist.all_to_all_single = counted
+    results = {}
+    for form, wire, placement in SENT:
+        options = {"placement": placement, "wire_dtype": getattr(torch, wire)}
+        table = fastac.ShardedAlphaTable(OWNED, 6, form=form, momentum=0.9, window=64, **options)
+        table.lr = 0.1
+        criterion = fastac.AutoCleansingLoss(table)
+        for step in range(2):
+            index = drawn(step, world, placement)[rank]
+            sent.clear()
+            criterion(torch.zeros(len(index), 6, requires_grad=True), index % 6, index).backward()
+            table.step()
+            results[f"{form} {wire} {placement} {step}"] = sum(sent), table.traffic.total
+        results[f"{form} {wire} {placement} memory"] = allocated(table), len(table.held)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+SENT = [(form, wire, "exchange") for form in ("ac1", "ac2") for wire in ("float32", "bfloat16")]
+SENT += [("ac1", "float32", "aligned")]
+
+
+def drawn(step, world, placement):
+    """Each rank's ids, with repeats inside and across ranks."""
+    generator = torch.Generator().manual_seed(step)
+    whole = [torch.randint(OWNED, (9 + rank,), generator=generator) for rank in range(world)]
+    if placement == "aligned":
+        bounds = [shard_bounds(OWNED, rank, world) for rank in range(world)]
+        whole = [first + index % (stop - first) for index, (first, stop) in zip(whole, bounds, strict=True)]
+    return whole
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("world", [2, 4])
+def test_what_a_sharded_table_sends_and_keeps(world, tmp_path):
+    mp.spawn(exchange_worker, (world, str(tmp_path / "store"), str(tmp_path)), nprocs=world)
+    for rank in range(world):
+        counted = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for form, wire, placement in SENT:
+            total = 0
+            for step in range(2):
+                owners = [shard_owner(index, OWNED, world) for index in drawn(step, world, placement)]
+                asked = int((owners[rank] != rank).sum())
+                served = sum(int((owner == rank).sum()) for r, owner in enumerate(owners) if r != rank)
+                shape = Shape(OWNED, 6, form, "exact", "float32", 64)
+                planned = 0
+                if placement == "exchange":
+                    planned = sum(exchange_sent(shape, world, wire, asked, served).values())
+                    assert asked > 0
+                total += planned
+                assert counted[f"{form} {wire} {placement} {step}"] == (planned, total)
+            bytes_kept, rows = counted[f"{form} {wire} {placement} memory"]
+            cost = table_cost(replace(shape, rows=rows), Group(world, 1), 9, 2, placement=placement)
+            kept = [name for name in cost.memory if name not in BUFFERS]
+            assert sum(cost.memory[name] for name in kept) == bytes_kept
+
+
+BUFFERS = ("staged", "merged", "requests", "exchanged")
+
+
+@pytest.mark.parametrize("placement", ["aligned", "exchange"])
+@pytest.mark.parametrize("storage", ["device", "host"])
+def test_a_sharded_tables_memory(placement, storage):
+    table = fastac.ShardedAlphaTable(37, 6, placement=placement, storage=storage, momentum=0.9, window=64)
+    shape = Shape(37, 6, "ac1", "exact", "float32", 64)
+    cost = table_cost(shape, Group(1, 1), 9, 2, placement=placement, storage=storage)
+    kept = sum(n for name, n in cost.memory.items() if name not in BUFFERS)
+    assert kept + sum(cost.host_memory.values()) == allocated(table)
