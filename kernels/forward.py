@@ -170,11 +170,13 @@ def load_weights(weight, k, K: tl.constexpr):
 
 
 @triton.jit
-def gradient(e, k, at_y, kept, weight, factor, g_y, smoothing, K: tl.constexpr, SMOOTH: tl.constexpr):
+def gradient(
+    e, k, at_y, kept, weight, factor, g_y, smoothing, normaliser, K: tl.constexpr, SMOOTH: tl.constexpr
+):
     """∂loss/∂z (R, C) from exponentials relative to the highest training logit; see row_factors."""
     g = e * factor[:, None]
     if SMOOTH:
-        g -= load_weights(weight, k, K) * (smoothing / K)
+        g -= load_weights(weight, k, K) * (smoothing / K / normaliser)
     return tl.where(kept[:, None], tl.where(at_y, g_y[:, None], g), 0.0)
 
 
@@ -229,7 +231,7 @@ def tile_loss(
     loss, factor, g_y = row_factors(
         rest, e_y, top - z_y, spread, w_y, w_all, smoothing, normaliser, K, SMOOTH
     )
-    g = gradient(e, k, at_y, kept, batch.weight, factor, g_y, smoothing, K, SMOOTH)
+    g = gradient(e, k, at_y, kept, batch.weight, factor, g_y, smoothing, normaliser, K, SMOOTH)
     tl.store(out.grad + at * K + k[None, :], g.to(out.grad.dtype.element_ty), mask=inside)
     loss = tl.where(kept, loss, 0.0)
     total = put_losses(out, p, active, loss, PER_ROW)

@@ -149,6 +149,7 @@ def long_gradient(
     ignore_index,
     stride,
     smoothing,
+    normaliser,
     K: tl.constexpr,
     FORM: tl.constexpr,
     SMOOTH: tl.constexpr,
@@ -165,7 +166,7 @@ def long_gradient(
     at_y = k[None, :] == y[:, None]
     m = tl.load(batch.logits + at * stride + k[None, :], mask=inside, other=-float("inf")).to(tl.float32)
     e = tl.exp(training_logits(m, alpha, at_y, FORM) - highest[:, None])
-    g = gradient(e, k, at_y, state > 0, batch.weight, factor, g_y, smoothing, K, SMOOTH)
+    g = gradient(e, k, at_y, state > 0, batch.weight, factor, g_y, smoothing, normaliser, K, SMOOTH)
     tl.store(out.grad + at * K + k[None, :], g.to(out.grad.dtype.element_ty), mask=inside)
     return g, state > 1
 
@@ -277,7 +278,20 @@ def forward_long(
             here = active
             while tl.max(here.to(tl.int32), 0) > 0:
                 g, sound = long_gradient(
-                    batch, out, q, here, a, k, num_rows, ignore_index, stride, smoothing, K, FORM, SMOOTH
+                    batch,
+                    out,
+                    q,
+                    here,
+                    a,
+                    k,
+                    num_rows,
+                    ignore_index,
+                    stride,
+                    smoothing,
+                    normaliser,
+                    K,
+                    FORM,
+                    SMOOTH,
                 )
                 sum_g += tl.where(sound[:, None], g * grad_output, 0.0)
                 q = later

@@ -1,6 +1,7 @@
 """Batches and tables that every backend is tried on beside fastac.eager: in float64 as the truth, and in the backend's
 own dtype as the measure of its error."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -193,3 +194,23 @@ BASE = Case(
     1.0,
     3,
 )
+
+
+def grid(form):
+    """Every combination of the loss's options, and every one of the optimizer's with every pair of types."""
+    small = BASE._replace(form=form, batch=7, classes=11, scale=3.0)
+    for reduction, smoothing, weighted, ignore_index in itertools.product(
+        ("mean", "sum", "none"), (0.0, 0.1, 1.0), (False, True), (-100, 0)
+    ):
+        yield small._replace(
+            reduction=reduction, label_smoothing=smoothing, weighted=weighted, ignore_index=ignore_index
+        )
+    for sgd, table, logits in itertools.product(
+        ((0.0, False, False), (0.9, False, False), (0.9, True, False), (0.9, False, True)),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.bfloat16, torch.float16),
+    ):
+        momentum, nesterov, folded = sgd
+        yield small._replace(
+            momentum=momentum, nesterov=nesterov, folded=folded, table=table, logits=logits, grad_output=0.25
+        )

@@ -10,7 +10,7 @@ import backend_cases
 import backend_checks
 import pytest
 import torch
-from backend_cases import BASE, CASES, Problem, cases
+from backend_cases import BASE, CASES, Problem, cases, grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +29,15 @@ NARROW = cases(st.integers(2, 70))  # up to 64 classes a row is a lane
 ROUNDING = 2.0**-22
 assert_as_good_as_eager = functools.partial(backend_cases.assert_as_good_as_eager, rounding=ROUNDING)
 assert_same_state = functools.partial(backend_cases.assert_same_state, rounding=ROUNDING)
+
+
+@pytest.mark.parametrize("form", ["ac1", "ac2"])
+@pytest.mark.parametrize("classes", [11, 67])
+def test_every_option(form, classes):
+    for case in grid(form):
+        case = case._replace(classes=classes)
+        backend_checks.check_forward(cpu, Problem(case), ROUNDING)
+        check_forward_update(case)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

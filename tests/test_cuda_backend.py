@@ -18,6 +18,7 @@ from backend_cases import (
     Problem,
     assert_same_state,
     error,
+    grid,
 )
 from hypothesis import given, settings
 
@@ -124,6 +125,13 @@ def assert_close_rounded(mine, grad, dtype):
     else:
         assert float((mine != rounded).float().mean()) < 0.01
         torch.testing.assert_close(mine, rounded, rtol=2.0**-7, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("form", ["ac1", "ac2"])
+def test_every_option(cuda, form):
+    for case in grid(form):
+        backend_checks.check_forward(cuda, Problem(case))
+        check_update(cuda, Problem(case))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

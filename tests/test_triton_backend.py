@@ -5,7 +5,7 @@ import backend_checks
 import numpy as np
 import pytest
 import torch
-from backend_cases import BASE, CASES, Problem, assert_as_good_as_eager, assert_same_state
+from backend_cases import BASE, CASES, Problem, assert_as_good_as_eager, assert_same_state, grid
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +40,16 @@ def test_forward_and_forward_update(case, scanned, limits):
         patch.setattr(triton, "SCANNED", scanned)
         for name, value in zip(("RESIDENT", "LONG", "GROUPED"), limits, strict=True):
             patch.setattr(triton, name, value)
+        backend_checks.check_forward(triton, Problem(case, DEVICE))
+        check_forward_update(case)
+
+
+@pytest.mark.parametrize("form", ["ac1", "ac2"])
+@pytest.mark.parametrize("limits", [(16, 16, 16), (16, 16, 8), (8, 16, 8)], ids=["whole", "apart", "chunks"])
+def test_every_option(form, limits, monkeypatch):
+    for name, value in zip(("RESIDENT", "LONG", "GROUPED"), limits, strict=True):
+        monkeypatch.setattr(triton, name, value)
+    for case in grid(form):
         backend_checks.check_forward(triton, Problem(case, DEVICE))
         check_forward_update(case)
 
