@@ -9,6 +9,7 @@ from fastac.dynamics import TrainingDynamics
 from fastac.issues import detection_scores, find_label_issues
 from fastac.loss import AutoCleansingLoss
 from fastac.sharded import ShardedAlphaTable
+from fastac.sharded_dynamics import ShardedTrainingDynamics
 from fastac.table import AlphaTable
 from fastac.version import __version__
 
@@ -16,6 +17,7 @@ __all__ = [
     "AlphaTable",
     "AutoCleansingLoss",
     "ShardedAlphaTable",
+    "ShardedTrainingDynamics",
     "TrainingDynamics",
     "__version__",
     "detection_scores",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from fastac import backends
 from fastac.contract import SUMS, Accumulators
 from fastac.extras import require
+from fastac.parts import as_states, check_cover, held_rows, take_parts
 from fastac.validation import check_size
 
 if TYPE_CHECKING:
@@ -43,13 +45,19 @@ class TrainingDynamics:
         self.num_samples = check_size("num_samples", num_samples, 1)
         self.num_classes = check_size("num_classes", num_classes, 2)
         self.device = torch.empty(0, device=device).device
-        self.count = torch.zeros(num_samples, dtype=torch.int64, device=self.device)
-        self.sums = torch.zeros((num_samples, len(SUMS)), dtype=torch.float64, device=self.device)
-        self.forgetting = torch.zeros(num_samples, dtype=torch.int64, device=self.device)
-        self.was_correct = torch.zeros(num_samples, dtype=torch.bool, device=self.device)
+        self.held = self._find_held()
+        rows = len(self.held)
+        self.count = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self.sums = torch.zeros((rows, len(SUMS)), dtype=torch.float64, device=self.device)
+        self.forgetting = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self.was_correct = torch.zeros(rows, dtype=torch.bool, device=self.device)
         self.anchor = torch.zeros((), device=self.device, requires_grad=True)
         self.handle = next(self._handles)
         self._by_handle[self.handle] = self
+
+    def _find_held(self) -> range:
+        """The samples whose accumulators this process holds."""
+        return range(self.num_samples)
 
     @classmethod
     def from_handle(cls, handle: int) -> TrainingDynamics:
@@ -81,8 +89,17 @@ class TrainingDynamics:
         """The storage, as a backend takes it."""
         return Accumulators(self.count, self.sums, self.forgetting, self.was_correct)
 
+    def part(self, samples: range) -> Accumulators:
+        """Those of the samples, all of which are held here."""
+        rows = slice(samples.start - self.held.start, samples.stop - self.held.start)
+        return Accumulators(*(values[rows] for values in self.accumulators))
+
+    def _whole(self, values: Tensor) -> Tensor:
+        """The values (N, ...) of all samples, from those (len(held), ...) of the samples held here."""
+        return values
+
     def _mean(self, name: str) -> Tensor:
-        return self.sums[:, SUMS.index(name)] / self.count
+        return self._whole(self.sums[:, SUMS.index(name)] / self.count)
 
     @property
     def aum(self) -> Tensor:
@@ -96,42 +113,50 @@ class TrainingDynamics:
         p_mean = self._mean("p")
         columns = {
             "index": torch.arange(self.num_samples),
-            "count": self.count,
-            "aum": self.aum,
+            "count": self._whole(self.count),
+            "aum": self._mean("margin"),
             "p_mean": p_mean,
             "p_var": (self._mean("p_squared") - p_mean**2).clamp(min=0),
-            "correct": self.sums[:, SUMS.index("correct")].to(torch.int64),
-            "forgetting": self.forgetting,
+            "correct": self._whole(self.sums[:, SUMS.index("correct")].to(torch.int64)),
+            "forgetting": self._whole(self.forgetting),
             "el2n": self._mean("el2n"),
             "loss_mean": self._mean("loss"),
         }
         return pandas.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
 
+    def _tensors(self) -> dict[str, Tensor]:
+        names = ("count", "sums", "forgetting", "was_correct")
+        return dict(zip(names, self.accumulators, strict=True))
+
     def state_dict(self) -> dict[str, Any]:
-        """Tensors (the accumulators' own, not copies) and the two sizes."""
+        """Tensors (the accumulators' own, not copies), the two sizes, and "rows": the samples held here, (first, the
+        first after them)."""
         return {
             "num_samples": self.num_samples,
             "num_classes": self.num_classes,
-            "count": self.count,
-            "sums": self.sums,
-            "forgetting": self.forgetting,
-            "was_correct": self.was_correct,
+            "rows": (self.held.start, self.held.stop),
+            **self._tensors(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """ValueError, and nothing changed, where the state belongs to other data."""
-        own = self.state_dict()
-        for key, mine in own.items():
-            value = state.get(key)
-            if isinstance(mine, Tensor):
-                if not isinstance(value, Tensor) or value.shape != mine.shape or value.dtype != mine.dtype:
-                    raise ValueError(
-                        f"{key} in the state is not a {mine.dtype} tensor of shape {tuple(mine.shape)}"
-                    )
-            elif value != mine:
+    def load_state_dict(self, state: dict[str, Any] | Sequence[dict[str, Any]]) -> None:
+        """Take the samples held here from a state, or from several that were saved together on any number of ranks.
+        ValueError, and nothing changed, where they don't have them or belong to other data."""
+        states = as_states(state)
+        parts = [self._check_part(part) for part in states]
+        check_cover(parts, self.held)
+        take_parts(self._tensors(), self.held, states, parts)
+
+    def _check_part(self, state: dict[str, Any]) -> range:
+        """The samples that a state holds; ValueError unless it is of the same data."""
+        for key in ("num_samples", "num_classes"):
+            if state.get(key) != getattr(self, key):
                 raise ValueError(
-                    f"the state is of other training dynamics: its {key} is {value!r}, not {mine!r}"
+                    f"the state is of other training dynamics: its {key} is {state.get(key)!r}, not "
+                    f"{getattr(self, key)!r}"
                 )
-        for key, mine in own.items():
-            if isinstance(mine, Tensor):
-                mine.copy_(state[key])
+        rows = held_rows(state, self.num_samples)
+        for key, mine in self._tensors().items():
+            value, shape = state.get(key), (len(rows), *mine.shape[1:])
+            if not isinstance(value, Tensor) or value.shape != shape or value.dtype != mine.dtype:
+                raise ValueError(f"{key} in the state is not a {mine.dtype} tensor of shape {shape}")
+        return rows

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastac.collectives import named
 from fastac.partition import shard_owner
 
 __all__ = ["Exchange", "Request", "Traffic", "Transfer"]
@@ -43,6 +44,7 @@ class Traffic:
 class Transfer:
     """An all-to-all under way: what it reads and writes must live until it is over."""
 
+    kind: str
     source: Tensor
     result: Tensor
     work: dist.Work | None
@@ -50,7 +52,8 @@ class Transfer:
     def wait(self) -> Tensor:
         """What arrived; on an accelerator the stream waits, not the host."""
         if self.work is not None:
-            self.work.wait()
+            with named(f"all_to_all of α's {self.kind}"):
+                self.work.wait()
             self.work = None
         return self.result
 
@@ -131,11 +134,12 @@ class Exchange:
     ) -> Transfer:
         """All-to-all of values (rows, ...) by rows; None: one row for each rank."""
         if self.world_size == 1:
-            return Transfer(values, values, None)
+            return Transfer(kind, values, values, None)
         arriving = len(values) if received is None else sum(received)
         result = values.new_empty((arriving, *values.shape[1:]))
-        work = dist.all_to_all_single(result, values, received, sent, group=self.group, async_op=True)
+        with named(f"all_to_all of α's {kind}"):
+            work = dist.all_to_all_single(result, values, received, sent, group=self.group, async_op=True)
         own = 1 if sent is None else sent[self.rank]
         size = values[:1].numel() * values.element_size()
         setattr(self.traffic, kind, getattr(self.traffic, kind) + (len(values) - own) * size)
-        return Transfer(values, result, work)
+        return Transfer(kind, values, result, work)

@@ -131,7 +131,7 @@ def _forward_update(
 ) -> Forward:
     call, grad_output = _Call(*options[:-1]), options[-1]
     table = AlphaTable.from_handle(call.table)
-    recorded = TrainingDynamics.from_handle(call.dynamics).accumulators if call.dynamics else None
+    dynamics = TrainingDynamics.from_handle(call.dynamics) if call.dynamics else None
     sgd = table.start_forward_update()
     rows, size = Rows(alpha, momentum, last, table.clock), call.num_samples
     if isinstance(table, ShardedAlphaTable):
@@ -140,8 +140,8 @@ def _forward_update(
             table.finish_forward_update()
             return result
         index, rows, size, _ = table.locate(index, rows)
-        recorded = None if recorded is None else table.held_part(recorded)
         grad_output /= table.world_size
+    recorded = None if dynamics is None else dynamics.part(table.held)
     result = backends.select(logits.device).forward_update(
         logits, target, index, rows, call.objective, flags, size, recorded, sgd, grad_output
     )
@@ -164,7 +164,7 @@ def _staged_update(
     grad = _row_gradient(result.grad, target, call.form)
     # A copy: the logits' gradient is scaled in place.
     table.stage(result.ids, grad * grad_output, grad.new_ones(()))
-    if call.dynamics and len(index):
+    if call.dynamics:
         TrainingDynamics.from_handle(call.dynamics).record(result.ids, result.statistics)
     return result._replace(grad=result.grad.to(logits.dtype), statistics=result.statistics[:0])
 
@@ -188,7 +188,7 @@ def _plain_backward(
 ) -> Tensor:
     if table:  # also for no rows: the other ranks of a sharded table may have some
         AlphaTable.from_handle(table).stage(ids, _row_gradient(grad, target, form), grad_loss.clone())
-    if dynamics and ids.numel():
+    if dynamics:  # also for no rows: visits are ordered by the number of the call
         TrainingDynamics.from_handle(dynamics).record(ids, statistics)
     return backends.select(grad.device).backward(grad, grad_loss, dtype)
 

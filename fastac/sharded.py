@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fastac.clock import StepClock
-from fastac.contract import Accumulators, Rows, Sgd
+from fastac.collectives import named
+from fastac.contract import Rows, Sgd
 from fastac.exchange import Exchange, Request, Traffic, Transfer
 from fastac.partition import shard_bounds
 from fastac.table import AlphaTable, Staged
@@ -186,10 +187,6 @@ class ShardedAlphaTable(AlphaTable):
             self._requests[storage.data_ptr()] = (StorageWeakRef(storage), batch.request)
         return ids
 
-    def held_part(self, accumulators: Accumulators) -> Accumulators:
-        """Those of the samples whose rows are here, which `locate` counts."""
-        return Accumulators(*(whole[self.held.start : self.held.stop] for whole in accumulators))
-
     def _request(self, index: Tensor) -> Request:
         if self.placement == "exchange":
             return self._exchange.request(index)
@@ -341,86 +338,16 @@ class ShardedAlphaTable(AlphaTable):
             first, stop = shard_bounds(self.num_samples, rank, self.world_size)
             for part in whole[first:stop].split(step):
                 here = part.to(self.device)  # the same memory, where α is stored there
-                dist.broadcast(here, group=self.process_group, group_src=rank)
+                with named("broadcast of α"):
+                    dist.broadcast(here, group=self.process_group, group_src=rank)
                 if here.device != part.device:
                     part.copy_(here)
         return whole
 
     # --- checkpoints ---------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """As AlphaTable's, of this rank's rows; "rows" says which they are: (first, the first after them)."""
-        return super().state_dict() | {"rows": (self.held.start, self.held.stop)}
-
     def load_state_dict(self, state: dict[str, Any] | Sequence[dict[str, Any]]) -> None:
-        """Take this rank's rows from a state, or from several that were saved together on any number of ranks.
-
-        state: of a ShardedAlphaTable or an equal AlphaTable; a list of such states, in any order, which together hold
-        all rows of this rank. ValueError, and nothing changed, where they don't or belong to another table.
-        """
-        states = [state] if isinstance(state, dict) else list(state)
-        if not states:
-            raise ValueError("state must be a state or a list of states, got none")
-        parts = [self._check_part(part) for part in states]
-        first = states[0]
-        for other in states[1:]:
-            same = all(torch.equal(other["clock"][key], first["clock"][key]) for key in ("within", "tail"))
-            if other["clock"]["steps"] != first["clock"]["steps"] or not same:
-                raise ValueError(
-                    f"the states are not of one moment: their clocks differ, at steps {first['clock']['steps']} and "
-                    f"{other['clock']['steps']}"
-                )
-            if (other["momentum_buffer"] is None) != (first["momentum_buffer"] is None):
-                raise ValueError("momentum_buffer must be in all of the states or in none")
-        self._check_cover(parts)
-        self.discard()
+        """As AlphaTable's. With "exchange" all ranks call it."""
+        super().load_state_dict(state)
         self._pending.clear()
         self._forwarded = False
-        self._take_parts(states, parts)
-
-    def _take_parts(self, states: list[dict[str, Any]], parts: list[range]) -> None:
-        first = states[0]
-        self.momentum_buffer = None
-        if first["momentum_buffer"] is None:
-            self._set_momentum(self._momentum, self._nesterov)
-        else:
-            self.momentum_buffer = self._zeros(tuple(self.alpha.shape), self.dtype)
-        for state, part in zip(states, parts, strict=True):
-            start, stop = max(part.start, self.held.start), min(part.stop, self.held.stop)
-            if start >= stop:
-                continue
-            for key, own in (
-                ("alpha", self.alpha),
-                ("momentum_buffer", self.momentum_buffer),
-                ("last", self.last),
-            ):
-                if own is not None and state[key] is not None:
-                    values = state[key][start - part.start : stop - part.start]
-                    own[start - self.held.start : stop - self.held.start].copy_(values)
-        self.clock.load_state_dict(first["clock"])
-        self._since_sweep = first["since_sweep"]
-        self._forward_lr = None
-
-    def _check_part(self, state: dict[str, Any]) -> range:
-        """The rows that a state of this table holds."""
-        if not isinstance(state, dict):
-            raise ValueError(f"this is no state of an α table but {type(state).__name__}")
-        rows = state.get("rows", (0, self.num_samples))
-        pair = isinstance(rows, tuple | list) and len(rows) == 2 and all(isinstance(row, int) for row in rows)
-        if not pair or not 0 <= rows[0] <= rows[1] <= self.num_samples:
-            raise ValueError(
-                f"rows in the state must be two numbers, rising, in [0, {self.num_samples}], got {rows}"
-            )
-        self._check_state(state, rows[1] - rows[0])
-        return range(*rows)
-
-    def _check_cover(self, parts: list[range]) -> None:
-        reached = self.held.start
-        for part in sorted(parts, key=lambda part: part.start):
-            if part.start <= reached:
-                reached = max(reached, part.stop)
-        if reached < self.held.stop:
-            raise ValueError(
-                f"the states hold the rows {[(part.start, part.stop) for part in parts]}, which lack {reached} of the "
-                f"rows [{self.held.start}, {self.held.stop}) that rank {self.rank} of {self.world_size} owns"
-            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,9 @@ from torch.utils.hooks import RemovableHandle
 
 from fastac import backends
 from fastac.clock import StepClock
+from fastac.collectives import named
 from fastac.contract import Rows, Sgd
+from fastac.parts import as_states, check_cover, held_rows, take_parts
 from fastac.reference import FORMS
 from fastac.validation import RangeCheck, check_index, check_size
 
@@ -369,9 +372,10 @@ class AlphaTable:
     def _gather(self, index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Every rank's rows, in the order of the ranks, so that all copies add them alike."""
         sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
-        dist.all_gather_into_tensor(
-            sizes, torch.tensor([len(index)], device=self.device), group=self.process_group
-        )
+        with named("all_gather of α's row counts"):
+            dist.all_gather_into_tensor(
+                sizes, torch.tensor([len(index)], device=self.device), group=self.process_group
+            )
         counts = sizes.tolist()
         longest = max(counts)
         if longest == 0:
@@ -384,7 +388,8 @@ class AlphaTable:
 
     def _from_all_ranks(self, part: Tensor) -> Tensor:
         whole = part.new_empty((self.world_size * len(part), *part.shape[1:]))
-        dist.all_gather(list(whole.chunk(self.world_size)), part, group=self.process_group)
+        with named("all_gather of α's row gradients"):
+            dist.all_gather(list(whole.chunk(self.world_size)), part, group=self.process_group)
         return whole
 
     def start_forward_update(self) -> Sgd:
@@ -494,7 +499,8 @@ class AlphaTable:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain scalars that continue to the same bits. Row gradients staged since the last step, like
-        a network's .grad, are not part of it. Tensors are the table's own, not copies."""
+        a network's .grad, are not part of it. Tensors are the table's own, not copies. "rows" are those held here,
+        (first, the first after them)."""
         return {
             **self._identity(),
             "alpha": self.alpha,
@@ -502,26 +508,44 @@ class AlphaTable:
             "last": self.last,
             "clock": self.clock.state_dict(),
             "since_sweep": self._since_sweep,
+            "rows": (self.held.start, self.held.stop),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state of an equal table. ValueError, and nothing changed, where it belongs to another one."""
-        self._check_state(state)
+    def load_state_dict(self, state: dict[str, Any] | Sequence[dict[str, Any]]) -> None:
+        """Take the rows held here from a state, or from several that were saved together on any number of ranks.
+
+        state: of an equal table, sharded or not; a list of such states, in any order, which together have all rows
+        that this table holds. ValueError, and nothing changed, where they don't or belong to another table.
+        """
+        states = as_states(state)
+        parts = [self._check_part(part) for part in states]
+        first = states[0]
+        for other in states[1:]:
+            same = all(torch.equal(other["clock"][key], first["clock"][key]) for key in ("within", "tail"))
+            if other["clock"]["steps"] != first["clock"]["steps"] or not same:
+                raise ValueError(
+                    f"the states are not of one moment: their clocks differ, at steps {first['clock']['steps']} and "
+                    f"{other['clock']['steps']}"
+                )
+            if (other["momentum_buffer"] is None) != (first["momentum_buffer"] is None):
+                raise ValueError("momentum_buffer must be in all of the states or in none")
+        check_cover(parts, self.held)
+        self.discard()
+        self.momentum_buffer = None
+        if first["momentum_buffer"] is None:
+            self._set_momentum(self._momentum, self._nesterov)
+            own: dict[str, Tensor | None] = {"alpha": self.alpha, "last": self.last}
+        else:
+            self.momentum_buffer = self._zeros(tuple(self.alpha.shape), self.dtype)
+            own = {"alpha": self.alpha, "last": self.last, "momentum_buffer": self.momentum_buffer}
         with torch.no_grad():
-            self.alpha.copy_(state["alpha"])
-            if state["momentum_buffer"] is None:
-                self.momentum_buffer = None
-                self._set_momentum(self._momentum, self._nesterov)
-            else:
-                self.momentum_buffer = torch.empty_like(self.alpha).copy_(state["momentum_buffer"])
-            self.last.copy_(state["last"])
-            self.clock.load_state_dict(state["clock"])
-        self._since_sweep = state["since_sweep"]
-        self._staged.clear()
+            take_parts(own, self.held, states, parts)
+            self.clock.load_state_dict(first["clock"])
+        self._since_sweep = first["since_sweep"]
         self._forward_lr = None
 
-    def _check_state(self, state: dict[str, Any], num_rows: int | None = None) -> None:
-        """ValueError unless it is the state of an equal table, with num_rows rows, by default as many as here."""
+    def _check_part(self, state: dict[str, Any]) -> range:
+        """The rows that a state holds; ValueError unless it is an equal table's."""
         for key, mine in self._identity().items():
             if key not in state:
                 raise ValueError(f"this is no state of an α table: it has no {key!r}")
@@ -532,14 +556,16 @@ class AlphaTable:
         missing = {"alpha", "momentum_buffer", "last", "clock", "since_sweep"} - state.keys()
         if missing:
             raise ValueError(f"the state of the α table lacks {sorted(missing)}")
+        rows = held_rows(state, self.num_samples)
         for key, like in (("alpha", self.alpha), ("momentum_buffer", self.alpha), ("last", self.last)):
             value = state[key]
             if value is None and key == "momentum_buffer":
                 continue
-            shape = (len(like) if num_rows is None else num_rows, *like.shape[1:])
+            shape = (len(rows), *like.shape[1:])
             if not isinstance(value, Tensor) or value.shape != shape or value.dtype != like.dtype:
                 raise ValueError(f"{key} in the state is not a {like.dtype} tensor of shape {shape}")
         self.clock.check_state(state["clock"])
+        return rows
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, group: int) -> None:

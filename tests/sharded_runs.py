@@ -117,6 +117,8 @@ def train(rank, world, case, sharded=True, plan_world=None):
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if case.scaler else None
     table.follow(optimizer, scaler=scaler)
     dynamics = fastac.TrainingDynamics(n, K)
+    if sharded:
+        dynamics = fastac.ShardedTrainingDynamics(n, K, placement=case.placement)
     constant = 0.1 * world  # the gradient into the loss with update="forward"; DDP averages over ranks
     criterion = fastac.AutoCleansingLoss(
         table,
@@ -159,8 +161,8 @@ def train(rank, world, case, sharded=True, plan_world=None):
         "alpha": table.dense(),
         "weight": net.weight.detach(),
         "grads": grads,
-        "count": dynamics.count,
-        "sums": dynamics.sums,
+        "dynamics": torch.from_numpy(dynamics.frame().to_numpy(dtype="float64")),
+        "dynamics state": dynamics.state_dict(),
         "steps": int(table.clock.steps),
     }
     if sharded:
@@ -170,6 +172,7 @@ def train(rank, world, case, sharded=True, plan_world=None):
         result |= {
             "traffic": sent,
             "own": table.dense(gather=False),
+            "dynamics sent": dynamics.sent_bytes,
             "rows": table.rows(own_ids(case, rank, world)),
         }
     return result

@@ -58,8 +58,20 @@ def assert_same_run(case, results, truth):
             assert not parts.isfinite().all()
         else:
             assert relative_error(parts, whole) < 10 * bound
-    assert torch.equal(sum(result["count"] for result in results), truth["count"])
-    torch.testing.assert_close(sum(result["sums"] for result in results), truth["sums"], rtol=1e-5, atol=1e-5)
+    assert_same_dynamics(case, results, truth)
+
+
+def assert_same_dynamics(case, results, truth):
+    """All ranks see all samples' statistics; the states that they save, put together, are those of one rank."""
+    for result in results:
+        torch.testing.assert_close(result["dynamics"], truth["dynamics"], rtol=1e-5, atol=1e-5, equal_nan=True)
+        assert torch.equal(result["dynamics"][:, 1], truth["dynamics"][:, 1])
+    whole = fastac.TrainingDynamics(case.num_samples, K)
+    whole.load_state_dict([result["dynamics state"] for result in results])
+    for name, value in truth["dynamics state"].items():
+        if torch.is_tensor(value):
+            torch.testing.assert_close(getattr(whole, name), value, rtol=1e-5, atol=1e-5)
+    assert sum(len(result["dynamics state"]["count"]) for result in results) == case.num_samples
 
 
 @pytest.mark.dist
@@ -269,7 +281,7 @@ def test_states():
             lambda: [cut(saved(), 0, 4), cut(saved(), 4, 10) | {"momentum_buffer": None}],
             "in all of the states",
         ),
-        (lambda: [saved(), "x"], "is no state of an α table"),
+        (lambda: [saved(), "x"], "state must be a dict or a list of dicts, got str"),
     ],
 )
 def test_states_that_are_refused(state, message):
