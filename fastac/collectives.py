@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 __all__ = ["CollectiveError", "forget", "named", "watch"]
 
@@ -29,7 +30,7 @@ class CollectiveError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Watch:
-    store: dist.Store
+    store: Store
     rank: int
     world_size: int
     timeout: float
@@ -38,7 +39,7 @@ class _Watch:
 _watched: _Watch | None = None
 
 
-def watch(store: dist.Store, rank: int, world_size: int, timeout: float) -> None:
+def watch(store: Store, rank: int, world_size: int, timeout: float) -> None:
     """From now on, name collectives of this process, rank of world_size. store: the one that the ranks met in, with a
     prefix of this start's own. timeout: seconds that a collective may take."""
     global _watched

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fastac.checkpoint import restore_rng, rng_state
+from fastac.checkpoint import Loaded, restore_rng, rng_state
 from fastac.config import Config
 from fastac.data import (
+    Batch,
     Dataset,
     EpochSampler,
     FolderImages,
@@ -33,7 +35,12 @@ from fastac.loss import AutoCleansingLoss
 from fastac.metrics import Meter
 from fastac.models import create_model
 from fastac.optim import create_optimizer, lr_factor
+from fastac.parts import held_rows, overlaps
+from fastac.sharded import ShardedAlphaTable
+from fastac.sharded_dynamics import ShardedTrainingDynamics
 from fastac.table import AlphaTable
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 __all__ = ["Job", "Position", "TrainingData", "load_data"]
 
@@ -134,9 +141,11 @@ class Job:
         data: TrainingData,
         create: Callable[..., nn.Module] = create_model,
     ):
-        if config.loss.update == "forward" and config.loss.loss != "ce" and engine.world_size > 1:
+        forward = config.loss.update == "forward" and config.loss.loss != "ce"
+        if forward and engine.world_size > 1 and not config.data.drop_last:
             raise ValueError(
-                f"update was 'forward' on {engine.world_size} ranks; it should be 'step' on several"
+                f"update was 'forward' on {engine.world_size} ranks with --no-drop-last; it should be 'step' there: "
+                "ranks with fewer rows of a last batch have a smaller share of its step"
             )
         self.config, self.engine, self.data = config, engine, data
         train, test, device = data.dataset.train, data.dataset.test, engine.device
@@ -150,8 +159,10 @@ class Job:
         network = create(config.model.model, num_classes=train.num_classes, in_channels=train.channels)
         for samples in (train,) if test is None else (train, test):
             _check_network(network, config.model.model, samples)
-        self.network = network
-        self.model = engine.wrap(network)
+        self.network = network.to(device)
+        self.parameters = sum(p.numel() for p in network.parameters())  # before an engine cuts them up
+        self.optimizer = create_optimizer(network, config.optimizer, device)
+        self.model = engine.prepare(network, self.optimizer)
         _seed_everything(config.run.seed + engine.rank)  # so that ranks drop out different units
 
         self.train_loader = self._loader(train, data.given, training=True)
@@ -161,15 +172,13 @@ class Job:
         planned = config.optimizer.epochs * self.steps_per_epoch
         self.last_step = min(planned, config.run.max_steps or planned)
 
-        self.optimizer = create_optimizer(network, config.optimizer, device)
         self._lr_factor = lr_factor(config.optimizer, self.steps_per_epoch)
         self.scheduler = LambdaLR(self.optimizer, self._lr_factor)
-        self.table = _create_table(config, len(train), train.num_classes, device)
+        group = engine.new_group()
+        self.table = create_table(config, len(train), train.num_classes, engine, group)
         if self.table is not None:
-            self.table.follow(self.optimizer, scaler=engine.scaler)
-        self.dynamics: TrainingDynamics | None = None
-        if config.loss.dynamics:
-            self.dynamics = TrainingDynamics(len(train), train.num_classes, device=device)
+            engine.follow(self.table)
+        self.dynamics = create_dynamics(config, len(train), train.num_classes, engine, group)
         self.criterion = AutoCleansingLoss(
             self.table,
             label_smoothing=config.loss.label_smoothing,
@@ -179,7 +188,6 @@ class Job:
         self.forward = torch.compile(self._forward) if config.optimizer.torchcompile else self._forward
         self.meter = Meter(device)
         self.position = Position()
-        self._visits = torch.zeros(len(train), dtype=torch.int64, device=device)
 
     def _loader(self, samples: Samples, labels: np.ndarray, *, training: bool = False) -> Loader:
         """training: shuffled and augmented. Else each sample once, as it is, by the training set's means."""
@@ -192,6 +200,7 @@ class Job:
             seed=c.run.seed,
             shuffle=training,
             drop_last=training and c.data.drop_last,
+            aligned=training and c.loss.alpha_placement == "aligned" and engine.world_size > 1,
         )
         return Loader(
             samples,
@@ -219,86 +228,111 @@ class Job:
     def __str__(self) -> str:
         """What the run is about to do, on one line."""
         train, table, c = self.data.dataset.train, self.table, self.config
-        parameters = sum(p.numel() for p in self.network.parameters())
         alpha = "no α"
         if table is not None:
             stored = [table.alpha] + ([] if table.momentum_buffer is None else [table.momentum_buffer])
             size = sum(part.numel() * part.element_size() for part in stored) / 1e6
             alpha = f"α {'×'.join(map(str, table.alpha.shape))} with {table.history} history, {size:,.1f} MB"
+            if isinstance(table, ShardedAlphaTable):
+                alpha += f" a rank ({table.placement}, {table.storage} memory)"
         return (
             f"{c.data.dataset}, {len(train):,} images of {train.num_classes} classes; {c.model.model}, "
-            f"{parameters:,} parameters; {c.loss.loss}, {alpha}; {self.steps_per_epoch} steps an epoch on "
+            f"{self.parameters:,} parameters; {c.loss.loss}, {alpha}; {self.steps_per_epoch} steps an epoch on "
             f"{self.engine.world_size} × {self.engine.device.type}"
         )
 
-    def merge_dynamics(self) -> None:
-        """Take each sample's dynamics from the rank that trained on it; every rank then has all of them."""
-        if self.dynamics is None or self.engine.world_size == 1:
-            return
-        state = self.dynamics.state_dict()
-        mine = self.dynamics.count > self._visits
-        anyone = self.engine.sum(mine.int()) > 0
-        for name, values in state.items():
-            if isinstance(values, Tensor):
-                rows = (-1, *[1] * (values.ndim - 1))
-                owned = torch.where(mine.view(rows), values, 0)
-                merged = self.engine.sum(owned.int() if values.dtype == torch.bool else owned)
-                state[name] = torch.where(anyone.view(rows), merged.to(values.dtype), values)
-        self.dynamics.load_state_dict(state)
-        self._visits.copy_(self.dynamics.count)
+    def prefetch(self, batches: list[Batch]) -> None:
+        """Ask for α's rows of the step to come, which travel while the network runs."""
+        if isinstance(self.table, ShardedAlphaTable):
+            for batch in batches:
+                self.table.prefetch(batch.host_index)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on. All ranks call it; between optimizer steps only."""
-        self.merge_dynamics()
-        scaler = self.engine.scaler
-        totals = self.engine.sum(self.meter.totals)
+    def sync_dynamics(self) -> None:
+        """Bring what the ranks saw of each other's samples to their owners. All ranks call it."""
+        if isinstance(self.dynamics, ShardedTrainingDynamics):
+            self.dynamics.sync()
+
+    def gather(self) -> tuple[Tensor | None, TrainingDynamics | None]:
+        """α (N, K), AC2 (N,), and the dynamics of all samples, in the host memory of rank 0, where there are any. All
+        ranks call it; the others get None."""
+        alpha, dynamics = None, self.dynamics
+        if isinstance(self.table, ShardedAlphaTable):
+            alpha = self.table.gather()
+        elif self.table is not None:
+            alpha = self.table.dense().cpu()
+        if isinstance(dynamics, ShardedTrainingDynamics):
+            dynamics = dynamics.gather()
+        return alpha, dynamics
+
+    def shared_state(self) -> dict[str, Any]:
+        """What the next steps depend on and all ranks have alike. All ranks call it; between optimizer steps only."""
         return {
             "config": self.config.values(),
             "position": asdict(self.position),
             "global_batch": self.config.data.batch_size * self.engine.world_size,
+            "ranks": self.engine.world_size,
             "labels": self.data.digest(),
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "has": {name: part is not None for name, part in self._parts().items()},
+            "network": self.engine.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "table": None if self.table is None else self.table.state_dict(),
-            "dynamics": None if self.dynamics is None else self.dynamics.state_dict(),
-            "meter": totals,
-            "rng": self.engine.gather(rng_state(self.engine.device)),
+            "meter": self.engine.sum(self.meter.totals, "the running figures"),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state. ValueError, and nothing changed, where it is of other data, of
-        another table or of another global batch."""
-        rows = self.config.data.batch_size * self.engine.world_size
+    def _parts(self) -> dict[str, AlphaTable | TrainingDynamics | None]:
+        return {"table": self.table, "dynamics": self.dynamics}
+
+    def own_states(self) -> dict[str, dict[str, Any]]:
+        """What only this rank has: its rows of α and of the dynamics, its random number generators. As shared_state."""
+        states = {"rng": {"rank": self.engine.rank, **rng_state(self.engine.device)}}
+        return states | {name: part.state_dict() for name, part in self._parts().items() if part is not None}
+
+    def load(self, checkpoint: Loaded) -> None:
+        """Go on from a checkpoint of any number of ranks. ValueError, and nothing changed, where it is of other data,
+        of another table or of another global batch."""
+        state, engine = checkpoint.shared, self.engine
+        self._check(state)
+        for name, part in self._parts().items():
+            if part is not None:
+                part.load_state_dict(checkpoint.own(name, _reads(part.num_samples, part.held)))
+        engine.load_state_dict(state["network"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr
+        self.meter.reset()
+        if engine.rank == 0:  # the sum over the ranks goes on here
+            self.meter.totals.copy_(state["meter"])
+        self.position = Position(**state["position"])
+        for rng in checkpoint.own("rng", lambda plain: plain["rank"] == engine.rank):
+            restore_rng(rng, engine.device)
+
+    def _check(self, state: dict[str, Any]) -> None:
+        """ValueError unless the checkpoint's shared state is of this run's data and batches."""
+        ranks, rows = self.engine.world_size, self.config.data.batch_size * self.engine.world_size
         if state["labels"] != self.data.digest():
             raise ValueError(
                 "the training labels are not the checkpoint's; data_dir and labels should give the same ones"
             )
+        for name, part in self._parts().items():
+            if state["has"][name] != (part is not None):
+                there = "has a" if state["has"][name] else "has no"
+                raise ValueError(f"the checkpoint {there} {name}, and this run's is {part}")
         if state["global_batch"] != rows:
             raise ValueError(
-                f"batch_size was {self.config.data.batch_size} on {self.engine.world_size} rank(s), {rows} "
-                f"together; it should be {state['global_batch']} together, as in the checkpoint"
+                f"batch_size was {self.config.data.batch_size} on {ranks} rank(s), {rows} together; it should be "
+                f"{state['global_batch']} together, as in the checkpoint"
             )
-        for name, part in (("table", self.table), ("dynamics", self.dynamics)):
-            if (state[name] is None) != (part is None):
-                raise ValueError(f"the checkpoint's {name} was {state[name]}; this run's is {part}")
-        if self.table is not None:
-            self.table.load_state_dict(state["table"])
-        if self.dynamics is not None:
-            self.dynamics.load_state_dict(state["dynamics"])
-            self._visits.copy_(self.dynamics.count)
-        self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        if self.engine.scaler is not None:
-            self.engine.scaler.load_state_dict(state["scaler"])
-        self.meter.reset()
-        if self.engine.rank == 0:  # the sum over the ranks goes on here
-            self.meter.totals.copy_(state["meter"])
-        self.position = Position(**state["position"])
-        if self.engine.rank < len(state["rng"]):
-            restore_rng(state["rng"][self.engine.rank], self.engine.device)
+        aligned = self.config.loss.alpha_placement == "aligned"
+        if aligned and state["ranks"] != ranks and state["position"]["batch"]:
+            raise ValueError(
+                f"the run is on {ranks} rank(s) and the checkpoint is of {state['ranks']}, in the middle of an epoch, "
+                "whose order belongs to the number of ranks with alpha_placement 'aligned': go on with as many ranks, "
+                "or from a checkpoint at an epoch's end"
+            )
+
+
+def _reads(num_samples: int, held: range) -> Callable[[dict[str, Any]], bool]:
+    """Which of the ranks' states a part that holds these rows needs."""
+    return lambda plain: not held or overlaps(held_rows(plain, num_samples), held)
 
 
 def _check_network(network: nn.Module, name: str, samples: Samples) -> None:
@@ -323,22 +357,49 @@ def _check_network(network: nn.Module, name: str, samples: Samples) -> None:
         )
 
 
-def _create_table(
-    config: Config, num_samples: int, num_classes: int, device: torch.device
+def create_table(
+    config: Config, num_samples: int, num_classes: int, engine: Engine, group: dist.ProcessGroup | None
 ) -> AlphaTable | None:
+    """The α table that the config asks for, sharded over several ranks. group: its own, of all ranks."""
     c = config.loss
     if c.loss == "ce":
         return None
-    return AlphaTable(
-        num_samples,
-        num_classes,
+    options: dict[str, Any] = dict(
         form=c.loss,
         weight_decay=c.alpha_weight_decay,
         lr_scale=c.alpha_lr_scale,
         history=c.alpha_history,
-        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[c.alpha_dtype],
-        device=device,
+        dtype=_DTYPES[c.alpha_dtype],
+        device=engine.device,
         seed=config.run.seed,
+        process_group=group,
+    )
+    if engine.world_size == 1 and c.alpha_storage == "device":
+        return AlphaTable(num_samples, num_classes, **options)
+    return ShardedAlphaTable(
+        num_samples,
+        num_classes,
+        placement=c.alpha_placement if engine.world_size > 1 else "aligned",
+        storage=c.alpha_storage,
+        wire_dtype=_DTYPES[c.alpha_wire_dtype],
+        **options,
+    )
+
+
+def create_dynamics(
+    config: Config, num_samples: int, num_classes: int, engine: Engine, group: dist.ProcessGroup | None
+) -> TrainingDynamics | None:
+    """Training dynamics, sharded as the table is. group: of all ranks."""
+    if not config.loss.dynamics:
+        return None
+    if engine.world_size == 1:
+        return TrainingDynamics(num_samples, num_classes, device=engine.device)
+    return ShardedTrainingDynamics(
+        num_samples,
+        num_classes,
+        placement=config.loss.alpha_placement,
+        device=engine.device,
+        process_group=group,
     )
 
 

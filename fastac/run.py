@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastac.config import Config, write_config
 from fastac.data import FolderImages, Samples
@@ -27,7 +28,6 @@ from fastac.dynamics import TrainingDynamics
 from fastac.issues import detection_scores, find_label_issues
 from fastac.report.contact_sheet import contact_sheet
 from fastac.report.plots import plot_alpha, plot_curves
-from fastac.table import AlphaTable
 from fastac.version import __version__
 
 __all__ = ["RunFolder", "environment", "git_state", "results_text", "write_json", "write_results"]
@@ -125,20 +125,20 @@ def write_results(
     truth: np.ndarray | None,
     predictions: np.ndarray,
     others: np.ndarray,
-    table: AlphaTable | None,
+    alpha: Tensor | None,
     dynamics: TrainingDynamics | None,
     percent: float | None,
 ) -> dict[str, Any]:
     """Rank the labels by α, or by AUM where there is no α; write issues.csv, the plots, the contact sheet,
     dynamics.csv and result.json. given, truth: (N,) int64 labels. predictions, others: (N,) int64, what the network
-    predicts, and its best class other than the given label; -1 where the image could not be read. Returns what
+    predicts, and its best class other than the given label; -1 where the image could not be read. alpha: (N, K), AC2
+    (N,). Returns what
     result.json holds: `summary` with the number of issues, the detection scores and what could not be read."""
     wrong = None if truth is None else given != truth
-    alpha = None if table is None else table.dense().cpu()
     unread = np.flatnonzero(predictions < 0)
     title = f"{summary['dataset']}, {summary['model']}, {summary['loss']}, seed {summary['seed']}"
     rankings = {}
-    for method, source in (("alpha", table), ("aum", dynamics)):
+    for method, source in (("alpha", alpha), ("aum", dynamics)):
         if source is not None:
             rankings[method] = find_label_issues(
                 source,

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fastac.clock import StepClock
-from fastac.collectives import named
 from fastac.contract import Rows, Sgd
 from fastac.exchange import Exchange, Request, Traffic, Transfer
+from fastac.gather import gather_on_all, gather_on_one
 from fastac.partition import shard_bounds
 from fastac.table import AlphaTable, Staged
 from fastac.validation import check_index, debugging
@@ -329,20 +329,13 @@ class ShardedAlphaTable(AlphaTable):
         stored.
         """
         own = self._read_held()
-        if not gather or self.world_size == 1:
-            return own
-        whole = own.new_empty((self.num_samples, *own.shape[1:]))
-        whole[self.held.start : self.held.stop] = own
-        step = max(1, (1 << 24) // max(1, own[:1].numel()))
-        for rank in range(self.world_size):
-            first, stop = shard_bounds(self.num_samples, rank, self.world_size)
-            for part in whole[first:stop].split(step):
-                here = part.to(self.device)  # the same memory, where α is stored there
-                with named("broadcast of α"):
-                    dist.broadcast(here, group=self.process_group, group_src=rank)
-                if here.device != part.device:
-                    part.copy_(here)
-        return whole
+        return gather_on_all(own, self.num_samples, self.process_group, self.device, "α") if gather else own
+
+    @torch.no_grad()
+    def gather(self, dst: int = 0) -> Tensor | None:
+        """All of α as `dense` has it, in the host memory of rank `dst` of the group, and None on the other ranks: all
+        ranks call it."""
+        return gather_on_one(self._read_held(), self.num_samples, self.process_group, self.device, "α", dst)
 
     # --- checkpoints ---------------------------------------------------------------------------------------
 

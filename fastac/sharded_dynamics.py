@@ -13,6 +13,7 @@ from fastac import backends
 from fastac.collectives import named
 from fastac.contract import STATISTICS
 from fastac.dynamics import TrainingDynamics
+from fastac.gather import gather_on_all, gather_on_one
 from fastac.partition import shard_bounds, shard_owner
 from fastac.sharded import PLACEMENTS
 from fastac.validation import debugging
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ShardedTrainingDynamics"]
 
-_WIRE = 4 + len(STATISTICS)  # int32 words of a visit: its id, its number of the call (two each), the statistics
+_WIRE = 4 + len(
+    STATISTICS
+)  # int32 words of a visit: its id, its number of the call (two each), the statistics
 _VISITS = 1 << 20  # recorded at once
 
 
@@ -34,8 +37,8 @@ class ShardedTrainingDynamics(TrainingDynamics):
     placement: "aligned", a rank trains on samples that it owns and records them at once. "exchange": any rank may
     train on any sample; it keeps what it saw, 28 bytes a visit, until `sync` sends it to the owners, which record it in
     the order of training. So nothing travels in a step.
-    process_group: the data-parallel ranks, all of which make this at the same time. None: a new group of all ranks where
-    torch.distributed is initialised, a single rank where it is not.
+    process_group: the data-parallel ranks, all of which make this at the same time. None: a new group of all ranks
+    where torch.distributed is initialised, a single rank where it is not.
 
     `sync`, `frame`, `save`, `aum` and `state_dict` are collective: all ranks call them. `count`, `sums`, `forgetting`
     and `was_correct` are of the samples `held` here, as of the last `sync`.
@@ -140,15 +143,22 @@ class ShardedTrainingDynamics(TrainingDynamics):
         return arrived
 
     def _whole(self, values: Tensor) -> Tensor:
-        if self.world_size == 1:
-            return values
-        whole = values.new_empty((self.num_samples, *values.shape[1:]))
-        sizes = [len(range(*shard_bounds(self.num_samples, r, self.world_size))) for r in range(self.world_size)]
-        with named("broadcast of training dynamics"):
-            parts = list(whole.split(sizes))
-            parts[self.rank].copy_(values)
-            for rank, part in enumerate(parts):
-                dist.broadcast(part, group=self.process_group, group_src=rank)
+        return gather_on_all(values, self.num_samples, self.process_group, self.device, "training dynamics")
+
+    @torch.no_grad()
+    def gather(self, dst: int = 0) -> TrainingDynamics | None:
+        """All samples' accumulators on the CPU of rank `dst` of the group, None on the others: all ranks call it."""
+        self.sync()
+        parts = {
+            name: gather_on_one(
+                values, self.num_samples, self.process_group, self.device, "training dynamics", dst
+            )
+            for name, values in self._tensors().items()
+        }
+        if parts["count"] is None:
+            return None
+        whole = TrainingDynamics(self.num_samples, self.num_classes, device="cpu")
+        whole.load_state_dict({**super().state_dict(), "rows": (0, self.num_samples), **parts})
         return whole
 
     @property

@@ -6,6 +6,7 @@ From top to bottom: the command, the run, the loop, one step, and what comes aft
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -22,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastac.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint
+from fastac.checkpoint import CheckpointError, Checkpoints
+from fastac.collectives import CollectiveError
 from fastac.config import Config, load_config, parse_command_line, read_config, resumed_config, write_config
 from fastac.data import Batch, Loader
 from fastac.engine import Engine, create_engine
@@ -41,7 +43,8 @@ _STOP_EVERY = 10  # steps after which several ranks ask each other whether to st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit status 2: a user's error; 1: a checkpoint's; 128 + signal: stopped by it."""
+    """Run the command line. Exit status 2: a user's error; 1: a checkpoint's, or ranks that don't answer;
+    128 + signal: stopped by it."""
     try:
         config, resume = _read_command(sys.argv[1:] if argv is None else argv)
         train(config, resume=resume)
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(f"stopped: {stop}", status) if os.environ.get("RANK", "0") == "0" else status
     except KeyboardInterrupt:
         return _say("stopped at once, with nothing saved since the last checkpoint", 128 + signal.SIGINT)
-    except CheckpointError as error:
+    except (CheckpointError, CollectiveError) as error:
         return _say(f"error: {error}", 1)
     except (ValueError, ImportError, OSError) as error:
         if os.environ.get("FASTAC_DEBUG") == "1":
@@ -126,13 +129,19 @@ def train_on(
     if going_on:
         config = resumed_config(read_config(place), config.values(), place)
     job = Job(config, engine, load_data(config), create)
-    if going_on:
-        resume_from(job, place / "checkpoints")
-    folder = open_folder(job, place if going_on else None)
-    if engine.rank == 0:
-        _say(str(job), 0)
-    with StopSignal() as stop:
-        test = fit(job, folder, stop)
+    with contextlib.ExitStack() as stack:
+        folder = RunFolder(place) if going_on else open_folder(job, None)
+        checkpoints = Checkpoints(
+            folder.checkpoints, keep=config.run.checkpoint_hist, group=engine.new_group()
+        )
+        stack.enter_context(contextlib.closing(checkpoints))
+        if going_on:
+            resume_from(job, checkpoints)
+            open_folder(job, place)  # written to when the checkpoint was taken, not before
+        if engine.rank == 0:
+            _say(str(job), 0)
+        with StopSignal() as stop:
+            test = fit(job, folder, checkpoints, stop)
     return finish(job, folder, test)
 
 
@@ -157,18 +166,16 @@ def open_folder(job: Job, existing: Path | None) -> RunFolder:
     return RunFolder(engine.broadcast(folder.path if engine.rank == 0 else None))
 
 
-def resume_from(job: Job, checkpoints: Path) -> None:
+def resume_from(job: Job, checkpoints: Checkpoints) -> None:
     """Load the newest whole checkpoint, and say which; start over where none was saved yet."""
-    engine = job.engine
-    found = load_newest(checkpoints) if engine.rank == 0 else None
-    path = engine.broadcast(None if found is None else found[0])
-    if path is None:
-        message = f"there is no checkpoint in {checkpoints} yet: starting over"
+    found = checkpoints.load_newest()
+    if found is None:
+        message = f"there is no checkpoint in {checkpoints.folder} yet: starting over"
     else:
-        job.load_state_dict(load_checkpoint(path) if found is None else found[1])
-        message = f"going on from {path}, step {job.position.step} of {job.last_step}"
-    if engine.rank == 0:
-        for problem in [] if found is None else found[2]:
+        job.load(found)
+        message = f"going on from {found.path}, step {job.position.step} of {job.last_step}"
+    if job.engine.rank == 0:
+        for problem in [] if found is None else found.problems:
             _say(f"passed over: {problem}", 0)
         _say(message, 0)
 
@@ -202,7 +209,7 @@ class StopSignal:
 # ---------------------------------------------------------------- the loop
 
 
-def fit(job: Job, folder: RunFolder, stop: StopSignal) -> Figures | None:
+def fit(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal) -> Figures | None:
     """Train to the last step, epoch by epoch. Returns the last epoch's figures on the test set, None where there
     was nothing left to train or is no such set. Raises StoppedError, a checkpoint saved, after a signal."""
     c, position, first = job.config, job.position, job.engine.rank == 0
@@ -214,12 +221,12 @@ def fit(job: Job, folder: RunFolder, stop: StopSignal) -> Figures | None:
     try:
         while True:
             if position.step < job.last_step:
-                train_epoch(job, folder, log, progress, stop)
+                train_epoch(job, folder, checkpoints, log, progress, stop)
             if position.batch == 0:  # a run that had come to its end before
                 break
             test = end_epoch(job, log, progress)
             if c.run.checkpoint_every == 0 or position.step >= job.last_step:
-                save(job, folder)
+                save(job, checkpoints)
             if position.step >= job.last_step:
                 break
     finally:
@@ -227,12 +234,18 @@ def fit(job: Job, folder: RunFolder, stop: StopSignal) -> Figures | None:
         if log is not None:
             log.close()
     if job.engine.any(stop.signum != 0):
-        raise stopped(job, folder, stop)
+        raise stopped(job, folder, checkpoints, stop)
+    checkpoints.wait()  # what failed to be saved ends the run here, not after its results
     return test
 
 
 def train_epoch(
-    job: Job, folder: RunFolder, log: MetricsLog | None, progress: Progress, stop: StopSignal
+    job: Job,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    log: MetricsLog | None,
+    progress: Progress,
+    stop: StopSignal,
 ) -> None:
     """The rest of the epoch under way, up to the run's last step."""
     c, position = job.config.run, job.position
@@ -252,10 +265,10 @@ def train_epoch(
             if log is not None:
                 log.step(position.step, figures, job.lr, position.images_per_second)
         if must_stop(job, stop):
-            save(job, folder)
-            raise stopped(job, folder, stop)
+            save(job, checkpoints)
+            raise stopped(job, folder, checkpoints, stop)
         if c.checkpoint_every and position.step % c.checkpoint_every == 0:
-            save(job, folder)
+            save(job, checkpoints)
         if position.step >= job.last_step:
             break
 
@@ -270,6 +283,7 @@ def train_step(job: Job, group: list[Batch]) -> int:
     """One optimizer step, by the mean loss over all rows of the group on all ranks. Returns their number."""
     engine = job.engine
     rows = sum(batch.global_size for batch in group)
+    job.prefetch(group)
     for batch in group:
         # The engine averages gradients over the ranks. The loss is the local mean: weighted by the local
         # rows' share, that average is the mean over the group, however unevenly its rows are spread.
@@ -279,7 +293,7 @@ def train_step(job: Job, group: list[Batch]) -> int:
                 loss, logits = job.forward(batch.images, batch.target, batch.index)
             engine.backward(loss * share)
         job.meter.add(loss, logits, batch.target)
-    engine.step(job.optimizer)
+    engine.step()
     job.scheduler.step()
     return rows
 
@@ -288,10 +302,12 @@ def must_stop(job: Job, stop: StopSignal) -> bool:
     """Whether a rank got a signal; several ranks agree on it every few steps."""
     if job.engine.world_size == 1:
         return stop.signum != 0
-    return job.position.step % _STOP_EVERY == 0 and job.engine.any(stop.signum != 0)
+    return job.position.step % _STOP_EVERY == 0 and job.engine.any(stop.signum != 0, "whether to stop")
 
 
-def stopped(job: Job, folder: RunFolder, stop: StopSignal) -> StoppedError:
+def stopped(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal) -> StoppedError:
+    """What to raise when the last checkpoint is on the disk."""
+    checkpoints.wait()
     signum = signal.Signals(stop.signum or signal.SIGTERM)
     return StoppedError(
         signum,
@@ -303,7 +319,7 @@ def stopped(job: Job, folder: RunFolder, stop: StopSignal) -> StoppedError:
 def end_epoch(job: Job, log: MetricsLog | None, progress: Progress) -> Figures | None:
     """Test, write the epoch's row, and make ready for the next epoch. Returns the figures on the test set."""
     position = job.position
-    job.merge_dynamics()
+    job.sync_dynamics()
     train = Meter.figures(job.engine.sum(job.meter.totals))
     test = None if job.test_loader is None else evaluate(job, job.test_loader).figures
     row = {
@@ -326,13 +342,10 @@ def end_epoch(job: Job, log: MetricsLog | None, progress: Progress) -> Figures |
     return test
 
 
-def save(job: Job, folder: RunFolder) -> None:
-    """Save a checkpoint. All ranks call it; rank 0 writes."""
-    state = job.state_dict()
-    if job.engine.rank == 0:
-        keep = job.config.run.checkpoint_hist
-        save_checkpoint(folder.checkpoints, job.position.step, state, keep)
-    job.engine.barrier()
+def save(job: Job, checkpoints: Checkpoints) -> None:
+    """Save a checkpoint, in the background. All ranks call it."""
+    job.sync_dynamics()
+    checkpoints.save(job.position.step, job.shared_state(), job.own_states())
 
 
 # ---------------------------------------------------------------- what comes after
@@ -373,6 +386,7 @@ def finish(job: Job, folder: RunFolder, test: Figures | None) -> dict[str, Any]:
     if test is None and job.test_loader is not None:
         test = evaluate(job, job.test_loader).figures
     train = evaluate(job, job.given_loader)
+    alpha, dynamics = job.gather()
     if job.engine.rank != 0:
         return {}
     predictions, others = train.predictions.cpu().numpy(), train.others.cpu().numpy()
@@ -384,7 +398,7 @@ def finish(job: Job, folder: RunFolder, test: Figures | None) -> dict[str, Any]:
         "test_images": None if test is None else test.rows,
         "classes": data.dataset.train.num_classes,
         "model": config.model.model,
-        "parameters": sum(p.numel() for p in job.network.parameters()),
+        "parameters": job.parameters,
         "loss": config.loss.loss,
         "seed": config.run.seed,
         "epochs": position.epoch,
@@ -407,8 +421,8 @@ def finish(job: Job, folder: RunFolder, test: Figures | None) -> dict[str, Any]:
         truth=data.truth,
         predictions=predictions,
         others=others,
-        table=job.table,
-        dynamics=job.dynamics,
+        alpha=alpha,
+        dynamics=dynamics,
         percent=config.run.issues_percent,
     )
     print(results_text(result, folder), flush=True)

@@ -172,6 +172,8 @@ def train(rank, world, case, sharded=True, plan_world=None):
         result |= {
             "traffic": sent,
             "own": table.dense(gather=False),
+            "gathered": [table.gather(dst) for dst in range(world)],
+            "gathered dynamics": None if (whole := dynamics.gather()) is None else whole.state_dict(),
             "dynamics sent": dynamics.sent_bytes,
             "rows": table.rows(own_ids(case, rank, world)),
         }

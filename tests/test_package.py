@@ -12,14 +12,25 @@ ROOT = Path(__file__).parents[1]
 
 # The layers of the package, lowest first: a module may import from its own layer and from those before it.
 LAYERS = [
-    ["version", "extras", "rng", "reference", "groups", "partition", "validation", "links", "parts", "collectives"],
+    [
+        "version",
+        "extras",
+        "rng",
+        "reference",
+        "groups",
+        "partition",
+        "validation",
+        "links",
+        "parts",
+        "collectives",
+    ],
     ["clock"],
     ["contract"],
     ["eager"],
     ["kernels"],
     ["cpu", "cuda", "triton"],
     ["backends"],
-    ["exchange"],
+    ["exchange", "gather"],
     ["table", "dynamics", "costs"],
     ["sharded"],
     ["sharded_dynamics"],

@@ -1,5 +1,6 @@
 """A run that was killed, stopped or cut off goes on to the same bits."""
 
+import contextlib
 import errno
 import os
 import random
@@ -12,19 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from training_runs import (
     assert_same_run,
     config,
     differences,
     final_state,
     metrics,
+    newest,
     with_dropout,
     without_pictures,
 )
 
 import fastac.train
-from fastac import checkpoint
-from fastac.checkpoint import CheckpointError, list_checkpoints, load_newest
+from fastac import checkpoint_writer
+from fastac.checkpoint import CheckpointError, Checkpoints, list_checkpoints
 from fastac.train import StoppedError, main, train
 
 ROOT = Path(__file__).parent.parent
@@ -105,18 +108,18 @@ def test_a_run_killed_again_and_again(tmp_path, monkeypatch, whole):
 
 def test_a_run_killed_while_it_writes_a_checkpoint(tmp_path, monkeypatch, whole):
     started = config(tmp_path, name="run", checkpoint_every=2)
-    real = checkpoint._write
+    real = checkpoint_writer.publish
 
-    def write(path, state):
-        real(path, state)
-        if state["position"]["step"] == 8:
-            os.truncate(path, os.path.getsize(path) // 2)
+    def publish(temporary, path):
+        if path.name == "step-00000008":
+            os.truncate(temporary / "__0_0.distcp", 5000)
             os.kill(os.getpid(), signal.SIGKILL)
+        real(temporary, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write", write)
+        patch.setattr(checkpoint_writer, "publish", publish)
         assert killed(lambda: run(started)) == -signal.SIGKILL
-    assert load_newest(tmp_path / "run" / "checkpoints")[1]["position"]["step"] == 6
+    assert newest(tmp_path / "run").shared["position"]["step"] == 6
     run(started, resume=True)
     assert_same_run(tmp_path / "run", whole)
 
@@ -124,12 +127,12 @@ def test_a_run_killed_while_it_writes_a_checkpoint(tmp_path, monkeypatch, whole)
 def test_a_torn_checkpoint_is_passed_over_aloud(tmp_path, capsys, whole):
     started = config(tmp_path, name="run", checkpoint_every=2)
     run(started.with_values(max_steps=9))
-    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    os.truncate(newest, 5000)
+    torn = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    os.truncate(torn / "__0_0.distcp", 5000)
     run(started, resume=True)
     text = capsys.readouterr().err
-    assert f"passed over: {newest} is no whole checkpoint" in text
-    assert "step-00000008.pt, step 8 of 18" in text
+    assert f"passed over: {torn} " in text
+    assert "step-00000008, step 8 of 18" in text
     assert_same_run(tmp_path / "run", whole)
 
 
@@ -157,7 +160,7 @@ def test_a_signal_saves_first(tmp_path, monkeypatch, whole, signum, step):
     assert f"{signum.name} at step {step + 1} of 18, saved" in str(stop.value)
     assert f"python -m fastac.train --resume {tmp_path / 'run'}" in str(stop.value)
     assert signal.getsignal(signum) is before
-    assert load_newest(tmp_path / "run" / "checkpoints")[1]["position"]["step"] == step + 1
+    assert newest(tmp_path / "run").shared["position"]["step"] == step + 1
     run(started.with_values(checkpoint_every=2), resume=True)
     assert_same_run(tmp_path / "run", whole)
 
@@ -217,8 +220,7 @@ def test_the_real_command_stopped_by_sigterm(tmp_path):
     assert out == ""
     assert "stopped: SIGTERM at step" in text
     assert "Traceback" not in text
-    state = load_newest(tmp_path / "stopped" / "checkpoints")[1]
-    assert 2 <= state["position"]["step"] < 5 * 2
+    assert 2 <= newest(tmp_path / "stopped").shared["position"]["step"] < 5 * 2
 
     torch_threads = torch.get_num_threads()
     assert main(["--resume", str(tmp_path / "stopped")]) == 0
@@ -355,12 +357,14 @@ def test_a_refused_checkpoint_changes_nothing_in_the_job(tmp_path):
 
     first = config(tmp_path)
     job = Job(first, create_engine(first), load_data(first), with_dropout)
-    state = job.state_dict()
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", keep=1)) as checkpoints:
+        checkpoints.save(1, job.shared_state(), job.own_states())
+        saved = checkpoints.load_newest()
     other_config = config(tmp_path, loss="ac2", seed=1)
     other = Job(other_config, create_engine(other_config), load_data(other_config), with_dropout)
     before = {name: value.clone() for name, value in other.network.state_dict().items()}
     with pytest.raises(ValueError, match="form"):
-        other.load_state_dict(state)
+        other.load(saved)
     assert differences(before, dict(other.network.state_dict())) == []
     assert other.position.step == 0
     assert other.table.clock.steps == 0
@@ -368,22 +372,21 @@ def test_a_refused_checkpoint_changes_nothing_in_the_job(tmp_path):
 
 def test_a_full_disk_ends_the_run_and_the_older_checkpoint_goes_on(tmp_path, monkeypatch, capsys, whole):
     started = config(tmp_path, name="run", checkpoint_every=2)
-    real = checkpoint._write
+    real = FileSystemWriter.write_data
 
-    def write(path, state):
-        if state["position"]["step"] == 8:
-            path.write_bytes(b"as much as there was room for")
+    def write_data(self, plan, planner):
+        if self.step == 8:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(path, state)
+        return real(self, plan, planner)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write", write)
+        patch.setattr(FileSystemWriter, "write_data", write_data)
         with pytest.raises(
-            CheckpointError, match=r"step-00000008\.pt: No space left .*step-00000006\.pt is left"
+            CheckpointError, match=r"step-00000008: No space left .*step-00000006 is left"
         ):
             run(started)
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
-    assert sorted(names) == ["step-00000004.pt", "step-00000006.pt"]
+    assert sorted(names) == ["step-00000004", "step-00000006"]
     run(started, resume=True)
     assert_same_run(tmp_path / "run", whole)
 

@@ -64,7 +64,9 @@ def assert_same_run(case, results, truth):
 def assert_same_dynamics(case, results, truth):
     """All ranks see all samples' statistics; the states that they save, put together, are those of one rank."""
     for result in results:
-        torch.testing.assert_close(result["dynamics"], truth["dynamics"], rtol=1e-5, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(
+            result["dynamics"], truth["dynamics"], rtol=1e-5, atol=1e-5, equal_nan=True
+        )
         assert torch.equal(result["dynamics"][:, 1], truth["dynamics"][:, 1])
     whole = fastac.TrainingDynamics(case.num_samples, K)
     whole.load_state_dict([result["dynamics state"] for result in results])
@@ -89,6 +91,14 @@ def test_ranks_give_what_one_gives(ranks, name):
         if case.placement == "exchange":
             asked = torch.arange(case.num_samples).flip(0)[rank:]
         assert torch.equal(result["rows"], result["alpha"][asked])
+        for dst, gathered in enumerate(result["gathered"]):
+            assert (gathered is None) == (dst != rank)
+            assert gathered is None or torch.equal(gathered, result["alpha"])
+        assert (result["gathered dynamics"] is None) == (rank != 0)
+    gathered = fastac.TrainingDynamics(case.num_samples, K)
+    gathered.load_state_dict(results[0]["gathered dynamics"])
+    frame = torch.from_numpy(gathered.frame().to_numpy(dtype="float64"))
+    torch.testing.assert_close(frame, results[0]["dynamics"], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,6 @@
 """Small training runs for the trainer's tests: digits, a network that is quick and not too simple."""
 
+import contextlib
 import csv
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 import fastac.run
-from fastac.checkpoint import load_newest
+from fastac.checkpoint import Checkpoints, Loaded
 from fastac.config import Config
 
 # 193 images in batches of 32: 6 steps an epoch, the last one with 33 rows.
@@ -57,14 +58,33 @@ def without_pictures(monkeypatch):
 
 
 def final_state(folder: Path) -> dict:
-    """The newest checkpoint of a run, without what a clock decides."""
-    _, state, problems = load_newest(Path(folder) / "checkpoints")
-    assert problems == []
+    """The newest checkpoint of a run, without what a clock decides; what each rank had of α and the dynamics put
+    together, the ranks' random states in a list."""
+    loaded = newest(folder)
+    assert loaded.problems == []
+    state = {**loaded.shared, "rng": loaded.own("rng")}
+    for name in ("table", "dynamics"):
+        if parts := loaded.own(name):
+            state[name] = put_together(parts)
     for name in ("seconds", "epoch_seconds"):
         del state["position"][name]
     for name in ("output", "name"):
         del state["config"][name]
     return state
+
+
+def newest(folder: Path) -> Loaded:
+    with contextlib.closing(Checkpoints(Path(folder) / "checkpoints", keep=1)) as checkpoints:
+        return checkpoints.load_newest()
+
+
+def put_together(parts: list[dict]) -> dict:
+    """One state of all rows from the ranks' states."""
+    whole = dict(parts[0], rows=[parts[0]["rows"][0], parts[-1]["rows"][1]])
+    for name, value in whole.items():
+        if isinstance(value, torch.Tensor):
+            whole[name] = torch.cat([part[name] for part in parts])
+    return whole
 
 
 def differences(a, b, path="") -> list[str]:

@@ -35,6 +35,8 @@ class Batch:
     """(B,) int64."""
     index: Tensor
     """(B,) int64: the samples' ids."""
+    host_index: Tensor
+    """The same in host memory."""
     global_size: int
     """Rows that the sampler planned for all ranks together."""
     bad: tuple[int, ...] = ()
@@ -138,7 +140,8 @@ class Loader:
         pixels, index, target = (t.to(self.device, non_blocking=True) for t in (raw.pixels, raw.ids, target))
         images = normalise(pixels, self._mean, self._std)
         images = augment_batch(images, index, name=self.augment, seed=self.seed, epoch=epoch)
-        return Batch(images, target, index, raw.global_size, tuple(sample for sample, _ in raw.bad))
+        bad = tuple(sample for sample, _ in raw.bad)
+        return Batch(images, target, index, raw.ids, raw.global_size, bad)
 
 
 def _statistics(
