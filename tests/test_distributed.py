@@ -133,7 +133,7 @@ def test_a_dead_rank_is_restarted_and_the_run_goes_on_to_the_same_bits(tmp_path)
     killed = config(tmp_path, name="killed", **settings)
     text = finish(torchrun(tmp_path, 2, killed, "--max-restarts=2", kill=9, resume=True))
     assert "going on from" in text
-    assert "step 8 of 18" in text
+    assert "of 18" in text  # from step 8, or from 6 where it died before that was on the disk
     assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "killed")) == []
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
 

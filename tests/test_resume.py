@@ -381,9 +381,7 @@ def test_a_full_disk_ends_the_run_and_the_older_checkpoint_goes_on(tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(FileSystemWriter, "write_data", write_data)
-        with pytest.raises(
-            CheckpointError, match=r"step-00000008: No space left .*step-00000006 is left"
-        ):
+        with pytest.raises(CheckpointError, match=r"step-00000008: No space left .*step-00000006 is left"):
             run(started)
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert sorted(names) == ["step-00000004", "step-00000006"]
