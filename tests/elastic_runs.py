@@ -1,4 +1,4 @@
-"""Runs under torchrun's agent whose workers are killed: `python elastic_runs.py JOB`, JOB as JSON.
+"""Runs under torchrun's agent, whose workers may be killed: `python elastic_runs.py JOB`, JOB as JSON.
 
 The workers are forked from this process, so that a restart costs no imports.
 """
@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -20,7 +21,32 @@ import fastac.train
 from fastac import checkpoint_writer
 from fastac.config import Config
 
+TESTS = Path(__file__).parent
 KINDS = ("step", "moment", "stage", "write", "written", "finish", "publish", "prune")
+
+
+def launch(runs: list[dict]) -> str:
+    """Start the runs in another process, one after the other; what they printed."""
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps({"runs": runs})],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def run(
+    config: Config, *, ranks: int = 2, kills: int = 0, seed: int = 0, network: str = "with_dropout"
+) -> dict:
+    """What `launch` takes: train as the config says, on so many ranks, one of which is killed at each start but the
+    last; which one, and when, is drawn by the seed."""
+    values = {name: value for name, value in config.values().items() if value is not None}
+    return {"config": values, "ranks": ranks, "kills": kills, "seed": seed, "network": network}
 
 
 def plan(seed: int, kills: int) -> list[dict]:
@@ -75,13 +101,14 @@ def arm(kind: str, count: int, seconds: float, log: str) -> None:
     setattr(owner, name, killing(getattr(owner, name), after=kind == "written"))
 
 
-def worker(values: dict, kills: list[dict], log: str) -> int:
+def worker(run: dict, log: str) -> int:
     torch.set_num_threads(1)
+    kills = plan(run["seed"], run["kills"])
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if attempt < len(kills) and kills[attempt]["rank"] == int(os.environ["RANK"]):
         arm(kills[attempt]["kind"], kills[attempt]["count"], kills[attempt]["seconds"], log)
-    config = Config().with_values(**values)
-    fastac.train.train(config, resume=True, create=training_runs.with_dropout)
+    config = Config().with_values(**run["config"])
+    fastac.train.train(config, resume=True, create=getattr(training_runs, run["network"]))
     return attempt
 
 
@@ -90,10 +117,11 @@ def main() -> None:
     for name in ("contact_sheet", "plot_alpha", "plot_curves"):
         setattr(fastac.run, name, lambda *args, **kwargs: None)
     for run in job["runs"]:
+        print("starting", run["config"]["name"], "on", run["ranks"], flush=True)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
-            nproc_per_node=2,
+            nproc_per_node=run["ranks"],
             max_restarts=run["kills"],
             start_method="fork",
             rdzv_backend="c10d",
@@ -102,7 +130,7 @@ def main() -> None:
             monitor_interval=0.02,
         )
         log = str(Path(run["config"]["output"]) / f"{run['config']['name']}.kills")
-        attempts = elastic_launch(config, worker)(run["config"], plan(run["seed"], run["kills"]), log)
+        attempts = elastic_launch(config, worker)(run, log)
         print(run["config"]["name"], "ended at start", attempts[0] + 1, flush=True)
 
 
