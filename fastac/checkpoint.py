@@ -1,128 +1,283 @@
-"""Checkpoints: written whole or not at all, and read without unpickling arbitrary objects.
+"""Checkpoints: written in the background, whole or not at all, and read without unpickling arbitrary objects.
 
-A checkpoint is a file `step-00001234.pt` that torch.save wrote. It comes into being under a temporary name in
-the same folder, reaches the disk, and is then renamed; so a file with a checkpoint's name is whole, unless a
-disk lied or someone cut it. Reading checks every record's CRC-32, which torch.load does not.
+Through torch.distributed.checkpoint (DCP): each rank writes one file, what all ranks hold is written once, and a run
+on another number of ranks reads the parts it needs. `fastac.checkpoint_files` says what makes a checkpoint whole.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 import random
-import zipfile
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from fastac.checkpoint_files import (
+    CheckpointError,
+    Manifest,
+    find_checkpoints,
+    list_checkpoints,
+    read_manifest,
+    reason,
+    remove,
+    step_folder,
+    verify,
+)
+from fastac.checkpoint_state import parse, tensor_names, unflatten
+from fastac.checkpoint_writer import Stager, Writer, own_name
 
 __all__ = [
     "CheckpointError",
+    "Checkpoints",
+    "Loaded",
     "list_checkpoints",
-    "load_checkpoint",
-    "load_newest",
     "restore_rng",
     "rng_state",
-    "save_checkpoint",
 ]
 
-FORMAT = "fastac checkpoint 1"
+T = TypeVar("T")
 
 
-class CheckpointError(Exception):
-    """A checkpoint could not be written or read; the message names the file and what is left."""
+class Checkpoints:
+    """The checkpoints of one folder. All ranks make it and call its methods together.
 
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest step first."""
-    return sorted(folder.glob("step-*.pt"), key=lambda path: (len(path.name), path.name))
-
-
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write `state` (tensors, numbers, texts, lists, dicts) as the checkpoint of `step`, then remove all but
-    the `keep` newest, and those of later steps, which belong to a course that was given up.
-
-    Raises CheckpointError where the disk is full or refuses; the older checkpoints are then as before.
+    keep: how many are kept. group: a process group of its own with a CPU backend (gloo), used from a background
+    thread; None: a single process. The folder must be the same on all ranks, which see the same disk.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.pt"
-    temporary = folder / f".{path.name}.tmp"
-    for stale in folder.glob(".step-*.pt.tmp"):  # of a process that was killed while it wrote
-        stale.unlink()
-    try:
-        _write(temporary, {"format": FORMAT, **state})
-        os.replace(temporary, path)
-        _sync_folder(folder)
-    except (OSError, RuntimeError) as error:
-        # torch's writer can fail a second time while it closes, and hide the disk's error behind its own.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
-            raise
-        older = list_checkpoints(folder)
-        left = f"{older[-1]} is left as it was" if older else "there is no older one"
-        raise CheckpointError(
-            f"cannot save the checkpoint {path}: {reason.strerror or reason}; {left}"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    present = list_checkpoints(folder)
-    kept = present[: present.index(path) + 1][-keep:]
-    for other in present:
-        if other not in kept:
-            other.unlink()
-    return path
 
+    def __init__(self, folder: Path, *, keep: int, group: dist.ProcessGroup | None = None):
+        if keep < 1:
+            raise ValueError(f"keep was {keep}; it should be at least 1")
+        self.folder, self.keep = Path(folder), keep
+        self._group = group
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.world_size = 1 if group is None else dist.get_world_size(group)
+        self._stager = Stager()
+        self._saving: tuple[Future[Any], Writer] | None = None
+        # DCP tells a single process at each save and load that it is one.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
 
-def _write(path: Path, state: dict[str, Any]) -> None:
-    with open(path, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    def save(self, step: int, shared: dict[str, Any], own: dict[str, dict[str, Any]]) -> None:
+        """Save the checkpoint of `step` in the background, then remove all but the `keep` newest, and those of later
+        steps, which belong to a course given up. Returns when the tensors are copied to host memory.
 
+        shared: equal on all ranks; own: this rank's states by name. Both of dicts (keys: str, int), lists, tuples
+        (which come back as lists), tensors, None, bool, int, float and str. Waits for an earlier save first. Raises
+        CheckpointError where that one failed; what fails in this one is raised by the next call of `wait` or `save`,
+        on every rank, also a state that can't be saved. The older checkpoints are then as before.
+        """
+        self.wait()
+        path = step_folder(self.folder, step)
+        writer = Writer(
+            path, step, keep=self.keep, rank=self.rank, world_size=self.world_size, stager=self._stager
+        )
+        future = async_save(
+            {"shared": shared, "own": own},
+            storage_writer=writer,
+            planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        assert isinstance(future, Future)
+        self._saving = future, writer
 
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk when its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, tensors on the CPU. Raises FileNotFoundError where there is none, CheckpointError
-    for a file that is cut, damaged, or no checkpoint of this package."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} is wrong")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign archive makes torch.load raise
-        raise CheckpointError(f"{path} is no checkpoint that fastac wrote: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path} is no checkpoint that fastac wrote: its format was {found!r}")
-    return state
-
-
-def load_newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The newest whole checkpoint of a folder, with what was wrong with each newer one; None where there is
-    no checkpoint file at all. Raises CheckpointError where there are some and none is whole."""
-    problems: list[str] = []
-    for path in reversed(list_checkpoints(folder)):
+    def wait(self) -> None:
+        """Return when what was saved is on the disk. Raises CheckpointError, on every rank, where it failed."""
+        if self._saving is None:
+            return
+        future, writer = self._saving
         try:
-            return path, load_checkpoint(path), problems
-        except CheckpointError as error:
-            problems.append(str(error))
-    if problems:
-        raise CheckpointError("no checkpoint is whole: " + "; ".join(problems))
-    return None
+            future.result()
+        except (Exception, CheckpointException) as error:
+            self._saving = None
+            raise self._failed(writer, error) from error.with_traceback(None)  # whose frames hold the group
+        finally:
+            if future.done() and writer.thread is not None:
+                writer.thread.join()
+        self._saving = None
+
+    def _failed(self, writer: Writer, error: BaseException) -> CheckpointError:
+        if self.rank == 0 and writer.temporary.exists():
+            # On a disk that fails it stays, under a name that nothing reads, until the next save.
+            with contextlib.suppress(OSError):
+                remove(writer.temporary)
+        text = _first_failure(error)
+        if text.startswith("the checkpoint "):
+            return CheckpointError(text)
+        older = list_checkpoints(self.folder)
+        left = f"{older[-1]} is left as it was" if older else "there is no older one"
+        return CheckpointError(f"cannot save the checkpoint {writer.final}: {text}; {left}")
+
+    def load_newest(self) -> Loaded | None:
+        """The newest whole checkpoint of the folder, with what was wrong with each newer one; None where there is none
+        at all. Raises CheckpointError, on every rank, where there are some and none is whole."""
+        self.wait()
+        problems: list[str] = []
+        for path in self._together(lambda: find_checkpoints(self.folder))[0]:
+            try:
+                loaded = self.load(path)
+            except CheckpointError as error:
+                problems.append(str(error))
+            else:
+                loaded.problems = problems
+                return loaded
+        if problems:
+            raise CheckpointError("no checkpoint is whole: " + "; ".join(problems))
+        return None
+
+    def load(self, path: Path) -> Loaded:
+        """Check all files of a checkpoint, a share on each rank, and read what it has for all ranks, on the CPU.
+
+        Raises CheckpointError, the same on every rank, for what is not whole or not a checkpoint of this package.
+        """
+        self.wait()
+
+        def check() -> Manifest:
+            manifest = read_manifest(path)
+            verify(path, manifest, self.rank, self.world_size)
+            return manifest
+
+        manifests = self._together(check)
+        if any(manifest != manifests[0] for manifest in manifests):
+            raise CheckpointError(f"{path} can't be read: the ranks don't see the same folder")
+        reader = _Reader(path, manifests[0])
+        loaded: list[Loaded] = []
+        self._together(lambda: loaded.append(reader.read()))
+        return loaded[0]
+
+    def _together(self, action: Callable[[], T]) -> list[T]:
+        """Every rank's result, or CheckpointError on every rank where one failed."""
+        try:
+            mine: tuple[T | None, str | None] = action(), None
+        except Exception as error:
+            mine = None, reason(error)
+        every: list[Any] = [mine]
+        if self._group is not None:
+            every = [None] * self.world_size
+            dist.all_gather_object(every, mine, group=self._group)
+        for _, problem in every:
+            if problem is not None:
+                raise CheckpointError(problem)
+        return [result for result, _ in every]
+
+    def close(self) -> None:
+        """Wait, and let go of threads, memory and the process group. Raises CheckpointError as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            if self._saving is None:
+                self._stager.close()
+                self._group = None
+
+
+def _first_failure(error: BaseException) -> str:
+    """DCP's error has those of the ranks."""
+    if not isinstance(error, CheckpointException) or not error.failures:
+        return reason(error)
+    rank, (failure, _) = min(error.failures.items(), key=lambda item: item[0])
+    return reason(failure)
+
+
+@dataclass
+class Loaded:
+    """A checkpoint. step, world_size: of the run that saved it. problems: what was wrong with each newer one.
+    shared: as it was given to `Checkpoints.save`, tensors on the CPU."""
+
+    path: Path
+    step: int
+    world_size: int
+    problems: list[str]
+    shared: dict[str, Any]
+    _reader: _Reader
+    _own: dict[str, Any]
+
+    def own(
+        self, name: str, wanted: Callable[[dict[str, Any]], bool] = lambda plain: True
+    ) -> list[dict[str, Any]]:
+        """The states that the ranks saved under own[name], by rank; none where no rank did.
+
+        wanted: sees each one without its tensors, and says whether it is to be read; one refused is not in the list,
+        and its tensors are not touched. No communication: each rank asks for what it needs.
+        Raises CheckpointError where a file can't be read any more.
+        """
+        states = []
+        for rank in range(self.world_size):
+            plain = self._own.get(own_name(name, rank))
+            if plain is not None and wanted(unflatten(plain, None)):
+                states.append(unflatten(plain, self._reader.tensors(tensor_names(plain))))
+        return states
+
+
+class _Reader(FileSystemReader):
+    """Reads tensors of a checkpoint. It knows from the manifest what lies where, so DCP's own index, a pickle, stays
+    unread; the tensors are read with torch.load(weights_only=True)."""
+
+    def __init__(self, path: Path, manifest: Manifest):
+        super().__init__(path)
+        self.manifest = manifest
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        entries: dict[str, Any] = {}
+        places = {}
+        for name, stored in self.manifest.tensors.items():
+            size = torch.Size(stored.size)
+            whole = ChunkStorageMetadata(torch.Size([0] * len(size)), size)
+            entries[name] = TensorStorageMetadata(TensorProperties(stored.dtype), size, [whole])
+            places[MetadataIndex(name, whole.offsets)] = _StorageInfo(
+                stored.file, stored.offset, stored.length
+            )
+        return Metadata(entries, storage_data=places)
+
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors by name. Raises CheckpointError."""
+        state = {}
+        for name in names:
+            stored = self.manifest.tensors.get(name) if isinstance(name, str) else None
+            if stored is None:
+                raise CheckpointError(
+                    f"{self.path} is no checkpoint that fastac wrote: it has no tensor {name!r}"
+                )
+            state[name] = torch.empty(stored.size, dtype=stored.dtype)
+        if not state:
+            return {}
+        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        try:
+            load(state, storage_reader=self, planner=planner, no_dist=True)
+        except (Exception, CheckpointException) as error:
+            cause = error.with_traceback(None)
+            raise CheckpointError(f"{self.path} can't be read: {_first_failure(error)}") from cause
+        return state
+
+    def read(self) -> Loaded:
+        """What the checkpoint has for all ranks, and the plain part of each rank's own."""
+        names = [name for name in self.manifest.tensors if name.startswith("own/") and name.count("/") == 2]
+        try:
+            plain = {name: parse(text) for name, text in self.tensors(["shared", *names]).items()}
+            shared = unflatten(root := plain.pop("shared"), self.tensors(tensor_names(root)))
+            manifest = self.manifest
+            return Loaded(Path(self.path), manifest.step, manifest.world_size, [], shared, self, plain)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{self.path} is no checkpoint that fastac wrote: {error}") from error
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
