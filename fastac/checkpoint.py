@@ -121,7 +121,7 @@ class Checkpoints:
             # On a disk that fails it stays, under a name that nothing reads, until the next save.
             with contextlib.suppress(OSError):
                 remove(writer.temporary)
-        text = _first_failure(error)
+        text = _first_failure(error, self.world_size)
         if text.startswith("the checkpoint "):
             return CheckpointError(text)
         older = list_checkpoints(self.folder)
@@ -190,12 +190,12 @@ class Checkpoints:
                 self._group = None
 
 
-def _first_failure(error: BaseException) -> str:
+def _first_failure(error: BaseException, world_size: int = 1) -> str:
     """DCP's error has those of the ranks."""
     if not isinstance(error, CheckpointException) or not error.failures:
         return reason(error)
     rank, (failure, _) = min(error.failures.items(), key=lambda item: item[0])
-    return reason(failure)
+    return reason(failure) if world_size == 1 else f"rank {rank}: {reason(failure)}"
 
 
 @dataclass

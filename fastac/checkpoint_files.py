@@ -169,24 +169,24 @@ def clean(folder: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a finished folder its name, in place of what has it."""
+    """Give a finished folder its name, in place of what has it; `prune` removes that. OSError: all is as before."""
     replaced = os.path.lexists(path)
-    old = sibling(path, "old")
     if replaced:  # a rename puts no folder over one that isn't empty
-        os.rename(path, old)
+        os.rename(path, sibling(path, "old"))
     try:
         os.rename(temporary, path)
+        sync_folder(path.parent)
     except OSError:
+        if path.exists():
+            os.rename(path, temporary)
         if replaced:
-            os.rename(old, path)
+            os.rename(sibling(path, "old"), path)
         raise
-    sync_folder(path.parent)
-    if replaced:
-        remove(old)
 
 
 def prune(path: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints up to `path`, and those of later steps: a course given up."""
+    """Remove what `path` replaced, all but the `keep` newest checkpoints up to it, and those of later steps: a course
+    that was given up."""
     present = list_checkpoints(path.parent)
     kept = present[: present.index(path) + 1][-keep:]
     gone = []
@@ -196,6 +196,8 @@ def prune(path: Path, keep: int) -> None:
             gone.append(sibling(other, "gone"))
     if gone:
         sync_folder(path.parent)
+    if os.path.lexists(sibling(path, "old")):
+        gone.append(sibling(path, "old"))
     for other in gone:
         remove(other)
 
