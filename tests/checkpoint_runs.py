@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastac import checkpoint, checkpoint_files
+from fastac import checkpoint, checkpoint_files, checkpoint_writer
 from fastac.checkpoint import CheckpointError, Checkpoints
 from fastac.checkpoint_writer import Stager
 from fastac.partition import shard_bounds
@@ -121,6 +121,16 @@ def fail_on(failing, checkpoints, name):
 
 def failures(checkpoints):
     texts = {}
+    for name, owner, attribute in (
+        ("publish", checkpoint_writer, "publish"),
+        ("prune", checkpoint_files, "_prune"),
+    ):
+        FAILURES[name] = (owner, attribute, no_space)
+        texts[name] = fail_on(0, checkpoints, name)
+        texts[f"names {name}"] = names(checkpoints)
+        del FAILURES[name]
+    save(checkpoints, 4)
+    save(checkpoints, 6)
     for failing in range(checkpoints.world_size):
         for name in FAILURES:
             texts[f"{name} {failing}"] = fail_on(failing, checkpoints, name)
@@ -200,6 +210,9 @@ def worker(rank, world, folder, others):
     Path(f"{folder}/{world} {rank}.json").write_text(json.dumps(results))
     dist.barrier()
     leave()
+    tasks = Path("/proc/self/task")
+    threads = [path.read_text() for path in tasks.glob("*/comm")]
+    assert not any("gloo" in thread for thread in threads), threads
 
 
 def join(rank, world, store):

@@ -417,7 +417,11 @@ def replace_file(path, name, data):
     write_manifest(path, lambda content: content["files"].update({name: [len(data), zlib.crc32(data)]}))
 
 
-def in_place_of_a_tensor(path, value):
+def in_place_of_the_state(path, text):
+    in_place_of_a_tensor(path, torch.frombuffer(bytearray(text), dtype=torch.uint8), "shared", len(text))
+
+
+def in_place_of_a_tensor(path, value, name="shared/model/0", size=2):
     """A pickle where the manifest has a tensor, with right checksums."""
     with open(path / "value", "wb") as file:
         torch.save(value, file)
@@ -426,9 +430,8 @@ def in_place_of_a_tensor(path, value):
     replace_file(path, data_file(path).name, data + value)
 
     def change(content):
-        name = "shared/model/0"
         content["tensors"][name][3:] = [len(data), len(value)]
-        content["tensors"][name][1] = [2]
+        content["tensors"][name][1] = [size]
 
     write_manifest(path, change)
 
@@ -557,6 +560,13 @@ SPOILT = {
     "index as data": (set_tensor(2, ".metadata"), "the file of 'shared/model/0' was '.metadata'"),
     "no shared": (no_shared, "has no tensor 'shared'"),
     "no tensor": (no_tensor, "has no tensor 'shared/model/0'"),
+    "no dict": (lambda path: in_place_of_the_state(path, b"[1]"), "shared is no dict"),
+    "bad JSON": (lambda path: in_place_of_the_state(path, b"{"), "is no checkpoint that fastac wrote: "),
+    "bad pairs": (
+        lambda path: in_place_of_the_state(path, b'{"$dict":[1]}'),
+        "is no checkpoint that fastac wrote",
+    ),
+    "bad name": (lambda path: in_place_of_the_state(path, b'{"a":{"$tensor":{}}}'), "it has no tensor {}"),
     "no tensor but a dict": (
         lambda path: in_place_of_a_tensor(path, {"a": 1}),
         "is not the torch.float32 tensor",
@@ -742,7 +752,6 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     saved(folder / "of 1", 6)
     mp.spawn(worker, (4, str(folder), [str(folder / "of 1")]), nprocs=4)
-    shutil.copytree(folder / "of 4", folder / "spoilt")
     others = [str(folder / "of 1"), str(folder / "of 4")]
     mp.spawn(worker, (2, str(folder), others), nprocs=2)
     return folder, {
@@ -786,6 +795,13 @@ class TestRanks:
             assert result["failures"] == texts
             assert result["after"] == [6, [step_name(4), step_name(6)]]
         end = f"; {path / step_name(6)} is left as it was"
+        start = f"cannot save the checkpoint {path / step_name(7)}: rank 0: "
+        assert texts["publish"] == f"{start}No space left on device{end}"
+        assert texts["names publish"] == [step_name(4), step_name(6)]
+        assert texts["prune"] == (
+            f"the checkpoint {path / step_name(7)} is saved, but older ones can't be removed: No space left on device"
+        )
+        assert texts["names prune"] == [step_name(4), step_name(6), step_name(7)]
         for rank in range(world):
             for name, what in (
                 ("stage", "RuntimeError: out of memory"),
