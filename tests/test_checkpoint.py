@@ -671,6 +671,8 @@ def test_a_process_killed_at_each_call_of_a_save(tmp_path, step):
         loaded = newest(tmp_path)
         assert problem(loaded, 0, 1) == ""
         assert loaded.problems == []
+        for path in list_checkpoints(tmp_path):  # nothing that is half removed keeps its name
+            Checkpoints(tmp_path, keep=2).load(path)
         seen.append((loaded.step, "again" in loaded.shared))
         if status == 0:
             break
@@ -802,7 +804,7 @@ class TestRanks:
             f"the checkpoint {path / step_name(7)} is saved, but older ones can't be removed: No space left on device"
         )
         assert texts["names prune"] == [step_name(4), step_name(6), step_name(7)]
-        for rank in range(world):
+        for rank in (0, world - 1):
             for name, what in (
                 ("stage", "RuntimeError: out of memory"),
                 ("write", "No space left on device"),
