@@ -1,7 +1,7 @@
 """Checkpoints: written in the background, whole or not at all, and read without unpickling arbitrary objects.
 
 Through torch.distributed.checkpoint (DCP): each rank writes one file, what all ranks hold is written once, and a run
-on another number of ranks reads the parts it needs. `fastac.checkpoint_files` says what makes a checkpoint whole.
+on another number of ranks reads the parts it needs. `fastac.checkpoint_manifest` says what makes a checkpoint whole.
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from fastac.checkpoint_files import (
     CheckpointError,
-    Manifest,
+    LeftOverError,
     find_checkpoints,
     list_checkpoints,
-    read_manifest,
     reason,
     remove,
     step_folder,
-    verify,
 )
+from fastac.checkpoint_manifest import Manifest, read_manifest, verify
 from fastac.checkpoint_state import parse, tensor_names, unflatten
 from fastac.checkpoint_writer import Stager, Writer, own_name
 
@@ -121,9 +120,10 @@ class Checkpoints:
             # On a disk that fails it stays, under a name that nothing reads, until the next save.
             with contextlib.suppress(OSError):
                 remove(writer.temporary)
-        text = _first_failure(error, self.world_size)
-        if text.startswith("the checkpoint "):
-            return CheckpointError(text)
+        rank, failure = _first_failure(error)
+        if isinstance(failure, LeftOverError):
+            return CheckpointError(str(failure))
+        text = reason(failure) if rank is None or self.world_size == 1 else f"rank {rank}: {reason(failure)}"
         older = list_checkpoints(self.folder)
         left = f"{older[-1]} is left as it was" if older else "there is no older one"
         return CheckpointError(f"cannot save the checkpoint {writer.final}: {text}; {left}")
@@ -190,12 +190,12 @@ class Checkpoints:
                 self._group = None
 
 
-def _first_failure(error: BaseException, world_size: int = 1) -> str:
-    """DCP's error has those of the ranks."""
+def _first_failure(error: BaseException) -> tuple[int | None, BaseException]:
+    """DCP's error has those of the ranks: one of them, and its rank."""
     if not isinstance(error, CheckpointException) or not error.failures:
-        return reason(error)
+        return None, error
     rank, (failure, _) = min(error.failures.items(), key=lambda item: item[0])
-    return reason(failure) if world_size == 1 else f"rank {rank}: {reason(failure)}"
+    return rank, failure
 
 
 @dataclass
@@ -265,7 +265,7 @@ class _Reader(FileSystemReader):
             load(state, storage_reader=self, planner=planner, no_dist=True)
         except (Exception, CheckpointException) as error:
             cause = error.with_traceback(None)
-            raise CheckpointError(f"{self.path} can't be read: {_first_failure(error)}") from cause
+            raise CheckpointError(f"{self.path} can't be read: {reason(_first_failure(error)[1])}") from cause
         return state
 
     def read(self) -> Loaded:
@@ -273,7 +273,11 @@ class _Reader(FileSystemReader):
         names = [name for name in self.manifest.tensors if name.startswith("own/") and name.count("/") == 2]
         try:
             plain = {name: parse(text) for name, text in self.tensors(["shared", *names]).items()}
-            shared = unflatten(root := plain.pop("shared"), self.tensors(tensor_names(root)))
+            root = plain.pop("shared")
+            for name, state in {"shared": root, **plain}.items():
+                if not isinstance(unflatten(state, None), dict):
+                    raise TypeError(f"{name} is no dict")
+            shared = unflatten(root, self.tensors(tensor_names(root)))
             manifest = self.manifest
             return Loaded(Path(self.path), manifest.step, manifest.world_size, [], shared, self, plain)
         except (ValueError, TypeError, RecursionError) as error:

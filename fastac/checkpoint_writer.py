@@ -22,11 +22,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from fastac.checkpoint_files import (
-    MANIFEST,
     CheckpointError,
     ChecksumFileSystem,
-    Manifest,
-    Stored,
     clean,
     prune,
     publish,
@@ -34,6 +31,7 @@ from fastac.checkpoint_files import (
     sibling,
     sync_folder,
 )
+from fastac.checkpoint_manifest import MANIFEST, Manifest, Stored
 from fastac.checkpoint_state import child, flatten
 
 __all__ = ["Stager", "Writer", "own_name"]
@@ -154,12 +152,7 @@ class Writer(FileSystemWriter):
                 file.write(manifest.text().encode())
             sync_folder(self.temporary)
             publish(self.temporary, self.final)
-        try:
-            prune(self.final, self.keep)
-        except OSError as error:
-            raise CheckpointError(
-                f"the checkpoint {self.final} is saved, but older ones can't be removed: {reason(error)}"
-            ) from error
+        prune(self.final, self.keep)
 
     def _manifest(self, metadata: Metadata, results: list[list[WriteResult]]) -> Manifest:
         files = {".metadata": self.fs.sums[".metadata"]}
