@@ -143,6 +143,12 @@ class LossConfig(Section):
 @dataclass(frozen=True)
 class OptimizerConfig(Section):
     epochs: int = key(10, "passes over the training set", low=1)
+    opt: str = key(
+        "sgd",
+        "torch's SGD, fused on CUDA, or the FusedSGD of NVIDIA's apex",
+        choices=("sgd", "fusedsgd"),
+        on_resume=True,
+    )
     lr: float = key(0.1, "learning rate of SGD", above=0)
     momentum: float = key(0.9, "momentum of SGD", low=0, below=1)
     nesterov: bool = key(False, "Nesterov momentum")
@@ -162,6 +168,25 @@ class RunConfig(Section):
     recipe: str | None = key(None, "a recipe of the package by name, or the path of a TOML file")
     seed: int = key(0, "seed of the network's start, the shuffles and the augmentation", low=0)
     device: str = key("auto", "where to train", choices=("auto", "cpu", "cuda"), on_resume=True)
+    engine: str = key(
+        "ddp",
+        "what shares the network's training among ranks: DistributedDataParallel or DeepSpeed's ZeRO",
+        choices=("ddp", "deepspeed"),
+        on_resume=True,
+    )
+    zero_stage: int | None = key(
+        None,
+        "deepspeed: 1 shares out the optimizer's state, 2 gradients too, 3 parameters too (2 where none is given)",
+        low=1,
+        high=3,
+        on_resume=True,
+    )
+    deepspeed_config: str | None = key(
+        None, "deepspeed: a JSON file with more of its settings, in place of zero_stage", on_resume=True
+    )
+    dist_timeout: float = key(
+        600.0, "seconds that a collective may wait for other ranks", above=0, on_resume=True
+    )
     threads: int = key(0, "CPU threads of PyTorch; 0: its default", low=0, on_resume=True)
     deterministic: bool = key(False, "only deterministic kernels (the CPU's are)", on_resume=True)
     output: str = key("runs", "folder that holds the run folders", on_resume=True, stored=False)
@@ -238,6 +263,34 @@ class Config:
                 f"update was 'forward' with grad_accum_steps {opt.grad_accum_steps} and amp_dtype "
                 f"{opt.amp_dtype!r}; it should be 'step' where batches are accumulated or the loss is scaled",
             )
+
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        run = self.run
+        if run.engine != "deepspeed":
+            for name in ("zero_stage", "deepspeed_config"):
+                value = getattr(run, name)
+                _require(
+                    value is None,
+                    f"{name} was {value!r} with engine {run.engine!r}; it should come with --engine deepspeed",
+                )
+            return
+        _require(
+            run.zero_stage is None or run.deepspeed_config is None,
+            f"zero_stage was {run.zero_stage} with deepspeed_config {run.deepspeed_config!r}; it should be in that "
+            "file, as zero_optimization.stage",
+        )
+        _require(
+            self.optimizer.amp_dtype != "fp16",
+            "amp_dtype was 'fp16' with engine 'deepspeed'; it should be 'bf16' or 'none' there: DeepSpeed's fp16 keeps "
+            "batch norm's statistics in 16 bits, and its autocast clips before the loss scale is divided out",
+        )
+        _require(
+            self.loss.update != "forward" or self.loss.loss == "ce",
+            "update was 'forward' with engine 'deepspeed'; it should be 'step' there: DeepSpeed skips steps whose "
+            "gradient is not finite",
+        )
 
     def values(self) -> dict[str, Any]:
         """All keys in one flat dict."""

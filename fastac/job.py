@@ -150,8 +150,10 @@ class Job:
         network = create(config.model.model, num_classes=train.num_classes, in_channels=train.channels)
         for samples in (train,) if test is None else (train, test):
             _check_network(network, config.model.model, samples)
-        self.network = network
-        self.model = engine.wrap(network)
+        self.network = network.to(device)
+        self.parameters = sum(p.numel() for p in network.parameters())  # before an engine cuts them up
+        self.optimizer = create_optimizer(network, config.optimizer, device)
+        self.model = engine.prepare(network, self.optimizer)
         _seed_everything(config.run.seed + engine.rank)  # so that ranks drop out different units
 
         self.train_loader = self._loader(train, data.given, training=True)
@@ -161,12 +163,11 @@ class Job:
         planned = config.optimizer.epochs * self.steps_per_epoch
         self.last_step = min(planned, config.run.max_steps or planned)
 
-        self.optimizer = create_optimizer(network, config.optimizer, device)
         self._lr_factor = lr_factor(config.optimizer, self.steps_per_epoch)
         self.scheduler = LambdaLR(self.optimizer, self._lr_factor)
         self.table = _create_table(config, len(train), train.num_classes, device)
         if self.table is not None:
-            self.table.follow(self.optimizer, scaler=engine.scaler)
+            engine.follow(self.table)
         self.dynamics: TrainingDynamics | None = None
         if config.loss.dynamics:
             self.dynamics = TrainingDynamics(len(train), train.num_classes, device=device)
@@ -219,7 +220,6 @@ class Job:
     def __str__(self) -> str:
         """What the run is about to do, on one line."""
         train, table, c = self.data.dataset.train, self.table, self.config
-        parameters = sum(p.numel() for p in self.network.parameters())
         alpha = "no α"
         if table is not None:
             stored = [table.alpha] + ([] if table.momentum_buffer is None else [table.momentum_buffer])
@@ -227,7 +227,7 @@ class Job:
             alpha = f"α {'×'.join(map(str, table.alpha.shape))} with {table.history} history, {size:,.1f} MB"
         return (
             f"{c.data.dataset}, {len(train):,} images of {train.num_classes} classes; {c.model.model}, "
-            f"{parameters:,} parameters; {c.loss.loss}, {alpha}; {self.steps_per_epoch} steps an epoch on "
+            f"{self.parameters:,} parameters; {c.loss.loss}, {alpha}; {self.steps_per_epoch} steps an epoch on "
             f"{self.engine.world_size} × {self.engine.device.type}"
         )
 
@@ -250,17 +250,14 @@ class Job:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on. All ranks call it; between optimizer steps only."""
         self.merge_dynamics()
-        scaler = self.engine.scaler
         totals = self.engine.sum(self.meter.totals)
         return {
             "config": self.config.values(),
             "position": asdict(self.position),
             "global_batch": self.config.data.batch_size * self.engine.world_size,
             "labels": self.data.digest(),
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "network": self.engine.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
             "table": None if self.table is None else self.table.state_dict(),
             "dynamics": None if self.dynamics is None else self.dynamics.state_dict(),
             "meter": totals,
@@ -288,11 +285,10 @@ class Job:
         if self.dynamics is not None:
             self.dynamics.load_state_dict(state["dynamics"])
             self._visits.copy_(self.dynamics.count)
-        self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.engine.load_state_dict(state["network"])
         self.scheduler.load_state_dict(state["scheduler"])
-        if self.engine.scaler is not None:
-            self.engine.scaler.load_state_dict(state["scaler"])
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr
         self.meter.reset()
         if self.engine.rank == 0:  # the sum over the ranks goes on here
             self.meter.totals.copy_(state["meter"])

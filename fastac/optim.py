@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,15 +24,36 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
-def create_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.SGD:
-    """SGD with the config's settings; fused on CUDA."""
-    return torch.optim.SGD(
-        parameter_groups(model, config.weight_decay),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        fused=device.type == "cuda",
-    )
+def create_optimizer(
+    model: nn.Module, config: OptimizerConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """SGD with the config's settings: torch's, fused on CUDA, or apex's FusedSGD.
+
+    The model is on the device. Raises ImportError where apex is asked for and missing, ValueError where it is asked for
+    and the device is not CUDA.
+    """
+    settings: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov}
+    groups = parameter_groups(model, config.weight_decay)
+    if config.opt == "fusedsgd":
+        if device.type != "cuda":
+            raise ValueError(
+                f"opt was 'fusedsgd' on {device.type}; it should be 'sgd' there: apex's needs CUDA"
+            )
+        optimizer: torch.optim.Optimizer = _fused_sgd()(groups, **settings)
+        return optimizer
+    return torch.optim.SGD(groups, **settings, fused=device.type == "cuda")
+
+
+def _fused_sgd() -> Any:
+    """apex.optimizers.FusedSGD. PyPI's package of the name apex is another project, and has none."""
+    try:
+        return importlib.import_module("apex.optimizers").FusedSGD
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"opt was 'fusedsgd', which needs NVIDIA's apex ({error}). It is built from source, and PyPI's apex is "
+            "another project: git clone https://github.com/NVIDIA/apex && cd apex && "
+            "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation ."
+        ) from error
 
 
 def lr_factor(config: OptimizerConfig, steps_per_epoch: int) -> Callable[[int], float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,14 @@ class Staged(NamedTuple):
     grad: Tensor
     scale: Tensor
     loss_scale: Tensor | None
+
+
+class LossScaler(Protocol):
+    """What multiplies a loss before its backward pass: torch.amp.GradScaler, or another with these methods."""
+
+    def is_enabled(self) -> bool: ...
+
+    def get_scale(self) -> float: ...
 
 
 class AlphaTable:
@@ -108,7 +116,7 @@ class AlphaTable:
         self._momentum, self._nesterov = 0.0, False
         self._optimizer: torch.optim.Optimizer | None = None
         self._group = 0
-        self._scaler: torch.amp.GradScaler | None = None
+        self._scaler: LossScaler | None = None
         self._hook: RemovableHandle | None = None
         self._staged: list[Staged] = []
         self._forward_lr: float | Tensor | None = None
@@ -220,20 +228,31 @@ class AlphaTable:
         self._momentum, self._nesterov = float(momentum), bool(nesterov)
 
     def follow(
-        self, optimizer: torch.optim.Optimizer, group: int = 0, scaler: torch.amp.GradScaler | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        group: int = 0,
+        scaler: LossScaler | None = None,
+        *,
+        by_hand: bool = False,
     ) -> None:
         """Move whenever `optimizer` steps, with the learning rate, momentum and nesterov of its parameter group.
 
-        optimizer: a torch.optim.SGD without dampening; whatever changes its learning rate or momentum is followed,
-        as they are at each step. scaler: the GradScaler of the loop, if it has one; its scale is divided out, and a
-        step that it skips leaves α alone. A table follows one optimizer: a second call replaces the first.
+        optimizer: a torch.optim.SGD, or apex's FusedSGD, without dampening; whatever changes its learning rate or
+        momentum is followed, as they are at each step. scaler: the GradScaler of the loop, if it has one; its scale is
+        divided out, and a step that it skips leaves α alone. by_hand: follow the optimizer's numbers only; the caller
+        calls `step()` once for each step of the network, before the loss scale changes, or `discard()` where the step
+        is skipped. (DeepSpeed calls an optimizer's step several times a step: see fastac.engine.deepspeed.follow.)
+        A table follows one optimizer: a second call replaces the first.
         optimizer.zero_grad() is not followed: after backward passes that no step is to use, call `discard()`.
         """
         _check_optimizer(optimizer, group)
         if self._hook is not None:
             self._hook.remove()
+            self._hook = None
         self._optimizer, self._group, self._scaler = optimizer, group, scaler
         self._read_optimizer()
+        if by_hand:
+            return
         table = weakref.ref(self)  # the optimizer must not keep the table alive
 
         def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -271,13 +290,19 @@ class AlphaTable:
             raise RuntimeError(
                 "the α table has no learning rate: call table.follow(optimizer), or set table.lr"
             )
-        loss_scale = None
-        if self._scaler is not None and self._scaler.is_enabled():
-            current = self._scaler._get_scale_async()
-            loss_scale = None if current is None else current.detach().clone()
+        loss_scale = self._loss_scale()
+        loss_scale = None if loss_scale is None else loss_scale.detach().clone()
         if grad.requires_grad or scale.requires_grad:
             grad, scale = grad.detach(), scale.detach()
         self._keep(Staged(index, grad, scale, loss_scale))
+
+    def _loss_scale(self) -> Tensor | None:
+        """What losses are multiplied by now, (); None for 1."""
+        if self._scaler is None or not self._scaler.is_enabled():
+            return None
+        if isinstance(self._scaler, torch.amp.GradScaler):  # without a wait for the device
+            return self._scaler._get_scale_async()
+        return torch.tensor(self._scaler.get_scale(), device=self.device)
 
     def _keep(self, entry: Staged) -> None:
         if len(entry.ids):
@@ -289,7 +314,10 @@ class AlphaTable:
 
     def step(self) -> None:
         """One optimizer step, by hand: apply what backward passes staged and advance the clock."""
-        self._by_hand("the step")
+        if self._hook is not None:
+            self._by_hand("the step")
+        elif self._optimizer is not None:
+            self._read_optimizer()
         self._learning_rate()
         if torch.compiler.is_compiling():
             self._apply_uncompiled(self, None)
@@ -361,10 +389,10 @@ class AlphaTable:
 
     def _unscale(self, loss_scale: Tensor | None) -> Tensor | None:
         """What a gradient that was scaled by loss_scale is to be multiplied by; None for 1."""
-        if loss_scale is None or self._scaler is None or not self._scaler.is_enabled():
+        if loss_scale is None or (current := self._loss_scale()) is None:
             return None
         # A step that was skipped lowered the scale: what was staged for it goes with it.
-        return (loss_scale == self._scaler._get_scale_async()) / loss_scale
+        return (loss_scale == current) / loss_scale
 
     def _gather(self, index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Every rank's rows, in the order of the ranks, so that all copies add them alike."""
@@ -543,7 +571,7 @@ class AlphaTable:
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, group: int) -> None:
-    if not isinstance(optimizer, torch.optim.SGD):
+    if not isinstance(optimizer, torch.optim.SGD) and not _is_fused_sgd(optimizer):
         raise TypeError(
             f"α follows torch.optim.SGD, whose step is linear in a row; optimizer is {type(optimizer).__name__}. "
             "With another optimizer for the network, drive the table by hand: table.lr = …, table.step()"
@@ -553,5 +581,15 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, group: int) -> None:
     options = optimizer.param_groups[group]
     if options["dampening"] != 0:
         raise ValueError(f"optimizer has dampening = {options['dampening']}; α follows SGD without dampening")
-    if options["maximize"]:
+    if options.get("maximize"):
         raise ValueError("optimizer has maximize=True; α follows a minimising SGD")
+    if getattr(optimizer, "wd_after_momentum", False):
+        raise ValueError(
+            "optimizer has wd_after_momentum=True; α follows SGD with weight decay before momentum"
+        )
+
+
+def _is_fused_sgd(optimizer: torch.optim.Optimizer) -> bool:
+    """apex's, whose step is torch.optim.SGD's. Known by its name: apex may be missing."""
+    kind = type(optimizer)
+    return kind.__name__ == "FusedSGD" and kind.__module__.split(".")[0] == "apex"

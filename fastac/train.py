@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastac.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint
+from fastac.collectives import CollectiveError
 from fastac.config import Config, load_config, parse_command_line, read_config, resumed_config, write_config
 from fastac.data import Batch, Loader
 from fastac.engine import Engine, create_engine
@@ -41,7 +42,8 @@ _STOP_EVERY = 10  # steps after which several ranks ask each other whether to st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit status 2: a user's error; 1: a checkpoint's; 128 + signal: stopped by it."""
+    """Run the command line. Exit status 2: a user's error; 1: a checkpoint's, or ranks that don't answer;
+    128 + signal: stopped by it."""
     try:
         config, resume = _read_command(sys.argv[1:] if argv is None else argv)
         train(config, resume=resume)
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(f"stopped: {stop}", status) if os.environ.get("RANK", "0") == "0" else status
     except KeyboardInterrupt:
         return _say("stopped at once, with nothing saved since the last checkpoint", 128 + signal.SIGINT)
-    except CheckpointError as error:
+    except (CheckpointError, CollectiveError) as error:
         return _say(f"error: {error}", 1)
     except (ValueError, ImportError, OSError) as error:
         if os.environ.get("FASTAC_DEBUG") == "1":
@@ -279,7 +281,7 @@ def train_step(job: Job, group: list[Batch]) -> int:
                 loss, logits = job.forward(batch.images, batch.target, batch.index)
             engine.backward(loss * share)
         job.meter.add(loss, logits, batch.target)
-    engine.step(job.optimizer)
+    engine.step()
     job.scheduler.step()
     return rows
 
@@ -288,7 +290,7 @@ def must_stop(job: Job, stop: StopSignal) -> bool:
     """Whether a rank got a signal; several ranks agree on it every few steps."""
     if job.engine.world_size == 1:
         return stop.signum != 0
-    return job.position.step % _STOP_EVERY == 0 and job.engine.any(stop.signum != 0)
+    return job.position.step % _STOP_EVERY == 0 and job.engine.any(stop.signum != 0, "whether to stop")
 
 
 def stopped(job: Job, folder: RunFolder, stop: StopSignal) -> StoppedError:
@@ -384,7 +386,7 @@ def finish(job: Job, folder: RunFolder, test: Figures | None) -> dict[str, Any]:
         "test_images": None if test is None else test.rows,
         "classes": data.dataset.train.num_classes,
         "model": config.model.model,
-        "parameters": sum(p.numel() for p in job.network.parameters()),
+        "parameters": job.parameters,
         "loss": config.loss.loss,
         "seed": config.run.seed,
         "epochs": position.epoch,

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # The layers of the package, lowest first: a module may import from its own layer and from those before it.
 LAYERS = [
-    ["version", "extras", "rng", "reference", "groups", "partition", "validation", "links"],
+    ["version", "extras", "rng", "reference", "groups", "partition", "validation", "links", "collectives"],
     ["clock"],
     ["contract"],
     ["eager"],
