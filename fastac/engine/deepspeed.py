@@ -19,7 +19,7 @@ from torch._C._distributed_c10d import HashStore
 
 from fastac.collectives import named
 from fastac.config import Config
-from fastac.engine.process import Process
+from fastac.engine.process import Process, pick_device
 from fastac.engine.state import Names
 from fastac.extras import require
 from fastac.table import AlphaTable
@@ -189,8 +189,9 @@ class ZeroEngine(Process):
     def __init__(self, config: Config):
         self.settings = settings(config)
         self.stage = self.settings["zero_optimization"]["stage"]
+        # Before there is a group, which defaults of functions would keep alive for ever (see Process.close).
+        self.deepspeed = _import(pick_device(config.run.device))
         super().__init__(config)
-        self.deepspeed = _import(self.device)
         if not self.distributed:  # DeepSpeed wants a process group of one
             dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
             self.distributed = True
@@ -291,8 +292,13 @@ class ZeroEngine(Process):
         if self.model is not None:
             self.model.destroy()
             self.model = None
-        groups = self.deepspeed.utils.groups
-        groups._WORLD_GROUP = None
+        # What else refers to the process groups (see Process.close): a stack, and a method's cache for all engines.
+        zero = self.deepspeed.runtime.zero
+        zero.parameter_offload.FWD_MODULE_STACK.clear()
+        coordinator = zero.partitioned_param_coordinator.PartitionedParameterCoordinator
+        cached = coordinator._PartitionedParameterCoordinator__params_to_release
+        cached.__closure__[0].cell_contents.cache_clear()
+        self.deepspeed.utils.groups._WORLD_GROUP = None
         self.deepspeed.comm.comm.cdb = None
         super().close()
 

@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from fastac.collectives import forget, named, watch
 from fastac.config import Config
 
-__all__ = ["Process"]
+__all__ = ["Process", "pick_device"]
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,8 +29,7 @@ class Process:
 
     def __init__(self, config: Config):
         self.distributed = "RANK" in os.environ
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self.device = _pick_device(config.run.device, local_rank)
+        self.device = pick_device(config.run.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             torch.backends.cudnn.benchmark = not config.run.deterministic
@@ -108,7 +107,9 @@ class Process:
             gc.collect()
 
 
-def _pick_device(name: str, local_rank: int) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device of this process, by the config's key and torchrun's local rank."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device was 'cuda'; it should be 'cpu' or 'auto' here: PyTorch sees no CUDA device")
     if name == "cpu" or not torch.cuda.is_available():
