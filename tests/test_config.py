@@ -79,6 +79,18 @@ def test_a_wrong_value_names_field_value_and_what_it_should_be(section, values, 
         ({"nesterov": True, "momentum": 0.0}, "nesterov was true with momentum 0"),
         ({"update": "forward", "grad_accum_steps": 2}, "update was 'forward' with grad_accum_steps 2"),
         ({"update": "forward", "amp_dtype": "fp16"}, "update was 'forward'"),
+        ({"zero_stage": 2}, "zero_stage was 2 with engine 'ddp'; it should come with --engine deepspeed"),
+        ({"deepspeed_config": "x.json"}, "deepspeed_config was 'x.json' with engine 'ddp'"),
+        (
+            {"engine": "deepspeed", "zero_stage": 2, "deepspeed_config": "x.json"},
+            "zero_stage was 2 with deepspeed_config 'x.json'; it should be in that file",
+        ),
+        ({"engine": "deepspeed", "amp_dtype": "fp16"}, "amp_dtype was 'fp16' with engine 'deepspeed'"),
+        ({"engine": "deepspeed", "update": "forward"}, "update was 'forward' with engine 'deepspeed'"),
+        ({"engine": "deepspeed", "zero_stage": 4}, "zero_stage was 4; it should be at least 1 and at most 3"),
+        ({"engine": "zero"}, "engine was 'zero'; it should be ddp or deepspeed"),
+        ({"opt": "adam"}, "opt was 'adam'; it should be sgd or fusedsgd"),
+        ({"dist_timeout": 0.0}, "dist_timeout was 0.0; it should be above 0"),
         ({"lerning_rate": 1}, "there is no key lerning_rate"),
     ],
 )
@@ -172,11 +184,14 @@ def test_resume_refuses_what_would_change_the_result(tmp_path):
     stored = load_config("digits", {"name": "one", "output": "runs"})
     resumed = resumed_config(
         stored,
-        {"log_interval": 7, "checkpoint_hist": 5, "device": "cpu", "lr": stored.optimizer.lr},
+        {"log_interval": 7, "checkpoint_hist": 5, "device": "cpu", "lr": stored.optimizer.lr}
+        | {"engine": "deepspeed", "zero_stage": 3, "dist_timeout": 60.0, "opt": "fusedsgd"},
         tmp_path,
     )
     assert resumed.run.log_interval == 7
-    assert resumed == stored.with_values(log_interval=7, checkpoint_hist=5, device="cpu")
+    assert (resumed.run.engine, resumed.run.zero_stage, resumed.run.dist_timeout) == ("deepspeed", 3, 60.0)
+    ours = {"engine": "ddp", "zero_stage": None, "dist_timeout": 600.0, "opt": "sgd"}
+    assert resumed.with_values(**ours) == stored.with_values(log_interval=7, checkpoint_hist=5, device="cpu")
     with pytest.raises(ValueError, match=r"lr was 0\.5 and the run .* was started with 0\.1; it should stay"):
         resumed_config(stored, {"lr": 0.5}, tmp_path)
     for name in ("seed", "epochs", "loss", "noise", "alpha_dtype", "model", "augment", "drop_last"):

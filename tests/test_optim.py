@@ -1,12 +1,15 @@
 """fastac.optim: parameter groups and the schedules' values at known steps."""
 
 import math
+import sys
+import types
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+import fastac
 from fastac.config import OptimizerConfig
 from fastac.optim import create_optimizer, lr_factor, parameter_groups
 
@@ -86,3 +89,68 @@ def test_the_state_restores_the_rate_exactly():
         scheduler.step()
     factor = lr_factor(config, 9)
     assert rates == [config.lr * factor(step) for step in range(45)]
+
+
+@pytest.fixture
+def apex(monkeypatch):
+    """A stand-in for NVIDIA's apex: FusedSGD has torch's step, and no `maximize`."""
+
+    class FusedSGD(torch.optim.Optimizer):
+        wd_after_momentum = False
+
+        def __init__(self, params, lr, **options):
+            super().__init__(params, {"dampening": 0.0, "weight_decay": 0.0, "lr": lr, **options})
+            self.inner = torch.optim.SGD(self.param_groups)
+
+        def step(self, closure=None):
+            self.inner.step()
+
+    FusedSGD.__module__ = "apex.optimizers.fused_sgd"
+    module = types.ModuleType("apex.optimizers")
+    module.FusedSGD = FusedSGD
+    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
+    monkeypatch.setitem(sys.modules, "apex.optimizers", module)
+    return FusedSGD
+
+
+def test_fusedsgd_is_apexs_with_the_configs_settings(apex):
+    config = OptimizerConfig(opt="fusedsgd", lr=0.3, momentum=0.8, nesterov=True, weight_decay=0.02)
+    optimizer = create_optimizer(nn.Linear(2, 2), config, torch.device("cuda"))
+    assert type(optimizer) is apex
+    for group, decay in zip(optimizer.param_groups, (0.02, 0.0), strict=True):
+        assert (group["lr"], group["momentum"], group["nesterov"]) == (0.3, 0.8, True)
+        assert group["weight_decay"] == decay
+    with pytest.raises(ValueError, match=r"opt was 'fusedsgd' on cpu; it should be 'sgd' there"):
+        create_optimizer(nn.Linear(2, 2), config, torch.device("cpu"))
+
+
+def test_alpha_follows_fusedsgd_as_it_follows_sgd(apex):
+    tables = []
+    for kind in (torch.optim.SGD, apex):
+        torch.manual_seed(0)
+        model = nn.Linear(2, 3)
+        optimizer = kind(model.parameters(), lr=0.3, momentum=0.8, nesterov=True)
+        table = fastac.AlphaTable(6, 3)
+        table.follow(optimizer)
+        criterion = fastac.AutoCleansingLoss(table)
+        for _ in range(5):
+            index = torch.randint(6, (4,))
+            criterion(model(torch.randn(4, 2)), index % 3, index).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        tables.append(table.dense())
+    torch.testing.assert_close(*tables)
+    assert tables[0].abs().max() > 0.01
+    optimizer.wd_after_momentum = True
+    with pytest.raises(ValueError, match="wd_after_momentum=True"):
+        table.follow(optimizer)
+
+
+@pytest.mark.parametrize("installed", [None, types.ModuleType("apex")])  # none, or PyPI's other project
+def test_without_apex_the_command_that_builds_it(monkeypatch, installed):
+    monkeypatch.setitem(sys.modules, "apex", installed)
+    monkeypatch.delitem(sys.modules, "apex.optimizers", raising=False)
+    with pytest.raises(
+        ImportError, match=r"git clone https://github.com/NVIDIA/apex .* pip install .*--no-build-iso"
+    ):
+        create_optimizer(nn.Linear(2, 2), OptimizerConfig(opt="fusedsgd"), torch.device("cuda"))

@@ -205,7 +205,7 @@ def test_mixed_precision_trains(tmp_path, amp_dtype):
     plain = train(config(tmp_path, name="fp32", epochs=4), create=with_dropout)
     mixed = train(config(tmp_path, name="amp", epochs=4, amp_dtype=amp_dtype), create=with_dropout)
     assert mixed["test_accuracy"] == pytest.approx(plain["test_accuracy"], abs=0.08)
-    scaler = final_state(tmp_path / "amp")["scaler"]
+    scaler = final_state(tmp_path / "amp")["network"]["scaler"]
     assert (scaler is None) == (amp_dtype == "bf16")
     alpha = final_state(tmp_path / "amp")["table"]["alpha"]
     torch.testing.assert_close(alpha, final_state(tmp_path / "fp32")["table"]["alpha"], rtol=0.3, atol=0.02)
@@ -477,7 +477,7 @@ def test_a_batch_of_unreadable_images_only_changes_nothing_but_time(tmp_path, fo
     result = train(folder_config(tmp_path, on_bad_image="skip", batch_size=2, epochs=2))
     assert len(result["unreadable_images"]) == 22
     state = final_state(tmp_path / "runs" / "run")
-    assert all(value.isfinite().all() for value in state["model"].values())
+    assert all(value.isfinite().all() for value in state["network"]["model"].values())
     assert state["table"]["alpha"].isfinite().all()
 
 

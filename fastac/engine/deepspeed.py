@@ -192,7 +192,9 @@ class ZeroEngine(Process):
         # Before there is a group, which defaults of functions would keep alive for ever (see Process.close).
         self.deepspeed = _import(pick_device(config.run.device))
         super().__init__(config)
-        if not self.distributed:  # DeepSpeed wants a process group of one
+        self.alone = not self.distributed
+        if self.alone:  # DeepSpeed wants a process group of one, and a local rank at every step
+            os.environ["LOCAL_RANK"] = "0"
             dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
             self.distributed = True
         # Steps that are skipped: the schedule counts them all the same.
@@ -204,16 +206,10 @@ class ZeroEngine(Process):
         self.network, self.names = network, Names(network)
         # DeepSpeed's own group would have a time-out of its own.
         self.deepspeed.utils.groups._WORLD_GROUP = self.new_group()
-        local_rank = os.environ.get("LOCAL_RANK")
-        os.environ.setdefault("LOCAL_RANK", "0")
-        try:
-            with named(f"broadcast of the network's first state (ZeRO {self.stage})"):
-                self.model, *_ = self.deepspeed.initialize(
-                    model=network, optimizer=optimizer, config=self.settings, dist_init_required=False
-                )
-        finally:
-            if local_rank is None:
-                del os.environ["LOCAL_RANK"]
+        with named(f"broadcast of the network's first state (ZeRO {self.stage})"):
+            self.model, *_ = self.deepspeed.initialize(
+                model=network, optimizer=optimizer, config=self.settings, dist_init_required=False
+            )
         self.momentum = any(group["momentum"] for group in optimizer.param_groups)
         if self.momentum:
             self._make_momentum()
@@ -292,11 +288,17 @@ class ZeroEngine(Process):
         if self.model is not None:
             self.model.destroy()
             self.model = None
-        # What else refers to the process groups (see Process.close).
-        self.deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK.clear()
+        # What else refers to the process groups (see Process.close): a stack, and a method's cache for all engines.
+        zero = self.deepspeed.runtime.zero
+        zero.parameter_offload.FWD_MODULE_STACK.clear()
+        coordinator = zero.partitioned_param_coordinator.PartitionedParameterCoordinator
+        cached = coordinator._PartitionedParameterCoordinator__params_to_release
+        cached.__closure__[0].cell_contents.cache_clear()
         self.deepspeed.utils.groups._WORLD_GROUP = None
         self.deepspeed.comm.comm.cdb = None
         super().close()
+        if self.alone:
+            del os.environ["LOCAL_RANK"]
 
 
 def _import(device: torch.device) -> Any:
