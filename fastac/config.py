@@ -311,34 +311,6 @@ class Config:
             "gradient is not finite",
         )
 
-        self._check_engine()
-
-    def _check_engine(self) -> None:
-        run = self.run
-        if run.engine != "deepspeed":
-            for name in ("zero_stage", "deepspeed_config"):
-                value = getattr(run, name)
-                _require(
-                    value is None,
-                    f"{name} was {value!r} with engine {run.engine!r}; it should come with --engine deepspeed",
-                )
-            return
-        _require(
-            run.zero_stage is None or run.deepspeed_config is None,
-            f"zero_stage was {run.zero_stage} with deepspeed_config {run.deepspeed_config!r}; it should be in that "
-            "file, as zero_optimization.stage",
-        )
-        _require(
-            self.optimizer.amp_dtype != "fp16",
-            "amp_dtype was 'fp16' with engine 'deepspeed'; it should be 'bf16' or 'none' there: DeepSpeed's fp16 keeps "
-            "batch norm's statistics in 16 bits, and its autocast clips before the loss scale is divided out",
-        )
-        _require(
-            self.loss.update != "forward" or self.loss.loss == "ce",
-            "update was 'forward' with engine 'deepspeed'; it should be 'step' there: DeepSpeed skips steps whose "
-            "gradient is not finite",
-        )
-
     def values(self) -> dict[str, Any]:
         """All keys in one flat dict."""
         sections = (getattr(self, name) for name in SECTIONS)
