@@ -62,9 +62,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=128, metavar="B", help="of a rank (default: 128)")
     add("--features", type=int, default=64, help="inputs of the network (default: 64)")
     add("--hidden", type=int, default=256, help="its hidden units (default: 256)")
-    add("--rounds", type=int, default=20, help="timed steps of each way, in turn (default: 20)")
+    add("--rounds", type=int, default=10, help="timed steps of each way, in turn (default: 10)")
     add(
-        "--longest", type=float, default=5.0, help="a way whose step takes longer, s, ends there (default: 5)"
+        "--longest", type=float, default=3.0, help="a way whose step takes longer, s, ends there (default: 3)"
     )
     add("--limit", type=float, default=1.5, help="of --check: growth of a table's step (default: 1.5)")
     add("--check", action="store_true", help="exit with 1 where a check fails")
