@@ -56,9 +56,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     sizes, gpus = [10**3, 10**4, 10**5, 10**6], torch.cuda.device_count()
-    add("--samples", type=int, nargs="+", default=sizes, metavar="N", help=f"(default: {sizes})")
-    add("--ranks", type=int, nargs="+", metavar="W", help="(default: 2 and 4; with cuda all GPUs)")
-    add("--classes", type=int, default=100, metavar="K", help="(default: 100)")
+    add("--samples", type=int, nargs="+", metavar="N", help=f"(default: {sizes}, but for less than a batch)")
+    add(
+        "--ranks",
+        type=int,
+        nargs="+",
+        metavar="W",
+        help="(default: 2 and 4; with cuda the largest power of 2 of GPUs)",
+    )
+    add("--classes", type=int, default=50, metavar="K", help="(default: 50)")
     add("--batch", type=int, default=128, metavar="B", help="of a rank (default: 128)")
     add("--features", type=int, default=64, help="inputs of the network (default: 64)")
     add("--hidden", type=int, default=256, help="its hidden units (default: 256)")
@@ -83,8 +89,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="folder of the record and the plot",
     )
     options = parser.parse_args(arguments)
-    options.samples = sorted(set(options.samples))
-    options.ranks = sorted(set(options.ranks or ([max(1, gpus)] if options.device == "cuda" else [2, 4])))
+    gpu_ranks = 1 << (max(1, gpus).bit_length() - 1)  # divides the batch
+    options.ranks = sorted(set(options.ranks or ([gpu_ranks] if options.device == "cuda" else [2, 4])))
+    whole_batch = options.ranks[-1] * options.batch
+    large = [n for n in sizes if n >= whole_batch] or sizes[-1:]
+    options.samples = sorted(set(options.samples or large))
     for name, least in (
         ("classes", 2),
         ("batch", 1),
