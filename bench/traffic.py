@@ -63,9 +63,9 @@ class Collectives(TorchDispatchMode):
 
     def _bytes(self, name: str, args: Sequence[Any]) -> int:
         others = self.ranks - 1
+        if name == "barrier" or not others:
+            return 0
         match name:
-            case "barrier":
-                return 0
             case "allreduce" | "allreduce_coalesced":
                 return sum(2 * others * t.nbytes // self.ranks for t in _tensors(args[0]))
             case "allgather" | "allgather_base" | "allgather_into_tensor_coalesced" | "allgather_coalesced":
