@@ -3,11 +3,13 @@
 #
 #     bench/gpu.sh FOLDER [PART...]
 #
-# PART, all by default, in this order: build, test, triton, ac1, ac2, momentum, bfloat16, table, train, kernels.
+# PART, all by default, in this order: build, test, triton, ac1, ac2, momentum, bfloat16, table, train, kernels,
+# sharding.
 #   build     the CUDA backend, for the GPU's architecture or FASTAC_ARCHS (as CMAKE_CUDA_ARCHITECTURES)
 #   test      pytest -m gpu                  triton    the Triton backend beside the reference, compiled
 #   ac1, ac2, momentum, bfloat16             bench/loss.py: a form, a momentum buffer, α in bfloat16
 #   table     bench/table.py                 kernels   bench/kernels.py: the kernels of a step, by name
+#   sharding  bench/sharding.py on all GPUs, with DeepSpeed where it is installed
 #   train     the demo recipe with cross entropy and AC1, the epochs' images a second in its log
 # A part takes 1 to 6 minutes and is stopped after its limit. One that fails doesn't stop the others; the exit status is
 # 1 if one did. FOLDER gets the records (JSON), plots and one log a part. LOSS_SIZES ("256x1000 ...") limits the sizes
@@ -15,8 +17,8 @@
 # hypothesis, pandas, matplotlib and scikit-learn; with pytest-xdist the tests run side by side.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
-known="build test triton ac1 ac2 momentum bfloat16 table train kernels"
-[ $# -ge 1 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2; }
+known="build test triton ac1 ac2 momentum bfloat16 table train kernels sharding"
+[ $# -ge 1 ] || { sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2; }
 folder=$1
 shift
 parts=${*:-$known}
@@ -73,6 +75,11 @@ for name in $parts; do
             part "train-$loss" 120 "$PYTHON" -m fastac.train --recipe demo --loss "$loss" --device cuda \
                 --output "$out" --name "demo-$loss"
         done
+        ;;
+    sharding)
+        zero=--zero
+        "$PYTHON" -c 'import deepspeed' 2>/dev/null || zero=--no-zero
+        part sharding 400 "$PYTHON" bench/sharding.py --device cuda "$zero" --out "$out"
         ;;
     kernels) part kernels 120 "$PYTHON" bench/kernels.py --device cuda --out "$out" ;;
     esac

@@ -11,11 +11,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from fastac.costs import Cost, Shape, dense_cost, dynamics_bytes, table_cost
+from fastac.costs import Cost, Shape, dense_cost, dynamics_bytes, dynamics_memory, table_cost
 from fastac.links import Group, Machine, all_reduce, ceil_div
 
-__all__ = ["DENSE", "Job", "Mode", "Outcome", "Plan", "PlanError", "advise", "duration", "gigabytes"]
+__all__ = [
+    "DENSE",
+    "DYNAMICS",
+    "Job",
+    "Mode",
+    "Outcome",
+    "Plan",
+    "PlanError",
+    "advise",
+    "duration",
+    "gigabytes",
+]
 
+DYNAMICS = ("sharded", "whole", "none")
 DENSE = ("dense, DDP", "dense, ZeRO 1", "dense, ZeRO 2", "dense, ZeRO 3")
 _LEAST = {
     "num_samples": 1,
@@ -55,7 +67,9 @@ class Job:
     the forward's. parameters: of the network, in float32 under DDP, 0 if unknown. reserved: bytes of each device that
     are not to be planned with: activations, the runtime. sampling: "owned", a rank may be bound to its own samples,
     or "any". epochs: 0 if unknown. placement, storage, history, dtype: "auto", or the only one to consider.
-    tolerance: share of step_time that α may take before a less exact form is considered for its speed."""
+    tolerance: share of step_time that α may take before a less exact form is considered for its speed. dynamics:
+    "sharded", each rank keeps its own samples' (ShardedTrainingDynamics); "whole", every rank all (TrainingDynamics);
+    "none"."""
 
     num_samples: int
     num_classes: int
@@ -70,7 +84,7 @@ class Job:
     history: str = "auto"
     dtype: str = "auto"
     wire: str = "float32"
-    dynamics: bool = True
+    dynamics: str = "sharded"
     window: int = 1 << 18
     epochs: int = 0
     parameters: int = 0
@@ -154,6 +168,8 @@ def _check(job: Job, machine: Machine) -> None:
         raise PlanError(
             f"num_samples is {job.num_samples}; it should be at most {_MOST_SAMPLES}: ids are int64"
         )
+    if job.dynamics not in DYNAMICS:
+        raise PlanError(f"dynamics is {job.dynamics!r}; it should be one of {DYNAMICS}")
     if job.step_time <= 0:
         raise PlanError(f"step_time is {job.step_time}; it should be positive")
     if not 0 < job.forward_share < 1:
@@ -259,11 +275,20 @@ def _dense(job: Job, machine: Machine, stage: int) -> Outcome:
 
 
 def _needs(job: Job, machine: Machine, name: str, mode: Mode | None, cost: Cost) -> Outcome:
-    if job.dynamics:
-        cost = replace(cost, memory={**cost.memory, "dynamics": dynamics_bytes(job.num_samples)})
+    cost = replace(cost, memory=cost.memory | _dynamics(job, mode))
     device, host = _memory(job, cost)
     spare = (machine.device_memory - device, machine.host_memory // job.group.ranks_per_node - host)
     return Outcome(name, mode, cost, _exposed(job, machine, cost), device, host, spare)
+
+
+def _dynamics(job: Job, mode: Mode | None) -> dict[str, int]:
+    """Bytes of the training dynamics on each device; they follow the samples as α's rows do."""
+    if job.dynamics == "none":
+        return {}
+    if job.dynamics == "whole" or job.ranks == 1:
+        return {"dynamics": dynamics_bytes(job.num_samples)}
+    aligned = mode is not None and mode.placement == "aligned"
+    return dynamics_memory(job.num_samples, job.ranks, "aligned" if aligned else "exchange")
 
 
 def _memory(job: Job, cost: Cost) -> tuple[int, int]:
@@ -412,8 +437,10 @@ def _remedies(job: Job, machine: Machine) -> list[str]:
     free = replace(free, history="none" if job.history == "none" else "auto")
     if (mode := _fitting_mode(free, machine)) is not None:
         found.append(str(mode))
-    if job.dynamics and _fitting_mode(replace(job, dynamics=False), machine) is not None:
-        found.append("the same without training dynamics, which every rank keeps of all samples")
+    if job.dynamics == "whole" and _fitting_mode(replace(job, dynamics="sharded"), machine) is not None:
+        found.append("training dynamics sharded, in place of all samples' on every rank")
+    elif job.dynamics != "none" and _fitting_mode(replace(job, dynamics="none"), machine) is not None:
+        found.append("the same without training dynamics")
     if job.form == "ac1" and _fitting_mode(replace(job, form="ac2"), machine) is not None:
         found.append("form ac2")
     if (ranks := _enough_ranks(job, machine)) is not None:
@@ -428,7 +455,7 @@ def _fitting_mode(job: Job, machine: Machine) -> Mode | None:
     host_memory = machine.host_memory // job.group.ranks_per_node
     for mode in _modes(job, machine):
         device, host = _memory(job, _cost(job, mode))
-        device += dynamics_bytes(job.num_samples) if job.dynamics else 0
+        device += sum(_dynamics(job, mode).values())
         if device <= machine.device_memory and host <= host_memory:
             return mode
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fastac.contract import SUMS
+from fastac.contract import STATISTICS, SUMS
 from fastac.links import Group, Traffic, all_gather, all_reduce, all_to_all, ceil_div, reduce_scatter
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "clock_bytes",
     "dense_cost",
     "dynamics_bytes",
+    "dynamics_memory",
     "exchange_sent",
     "gather_sent",
     "table_cost",
@@ -98,6 +99,17 @@ def clock_bytes(window: int) -> int:
 def dynamics_bytes(num_samples: int) -> int:
     """TrainingDynamics: visits and forgetting int64, the sums float64, was_correct bool; the anchor."""
     return num_samples * (2 * 8 + 8 * len(SUMS) + 1) + _SCALAR
+
+
+def dynamics_memory(num_samples: int, ranks: int, placement: str) -> dict[str, int]:
+    """ShardedTrainingDynamics, of the rank with the most samples. placement "exchange": until `sync`, at the latest at
+    the epoch's end, a rank keeps what it saw: an id and float32 statistics a visit, of as many visits as it owns
+    samples."""
+    rows = ceil_div(num_samples, ranks)
+    kept = {"dynamics": dynamics_bytes(rows) + 1}  # whether a foreign id came
+    if placement == "exchange" and ranks > 1:
+        kept["visits"] = rows * (_ID + 4 * len(STATISTICS))
+    return kept
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from fastac.advice import Job, Outcome, Plan, PlanError, advise, duration, gigabytes
+from fastac.advice import DYNAMICS, Job, Outcome, Plan, PlanError, advise, duration, gigabytes
 from fastac.links import LINKS, PRESETS, Machine
 
 __all__ = ["main", "record", "report"]
@@ -122,9 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--dynamics",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="record training dynamics (default: yes)",
+        choices=DYNAMICS,
+        default="sharded",
+        help="record training dynamics: each rank of its own samples (default), every rank of all, or not at all",
     )
     run.add_argument("--window", type=_whole, default=1 << 18, help="of the step clock, steps")
     _add_choices(parser)

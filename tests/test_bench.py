@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 TINY = ["--samples", "40", "160", "--classes", "5", "--batch", "8", "--rounds", "3", "--threads", "1"]
@@ -263,3 +266,143 @@ def test_all_ways_of_the_loss_do_the_same(bench, form, monkeypatch):
             loss.training_step(name, update)(setup)(batch)
             torch.testing.assert_close(batch[0].grad, grad)
             torch.testing.assert_close(tables[-1].alpha, alpha)
+
+
+RANKS = [
+    "--ranks",
+    "2",
+    "--classes",
+    "5",
+    "--batch",
+    "8",
+    "--features",
+    "4",
+    "--hidden",
+    "6",
+    "--rounds",
+    "2",
+]
+TABLES = ["aligned", "exchange", "exchange, bf16 wire", "exchange, host", "replicated"]
+
+
+@pytest.mark.dist
+def test_sharding_counts_what_is_planned(bench, tmp_path, capsys):
+    arguments = ["--device", "cpu", "--samples", "33", *RANKS, "--no-zero", "--out", str(tmp_path)]
+    assert bench("sharding").main([*arguments, "--check", "--limit", "1000"]) == 0
+    out = capsys.readouterr().out
+    assert (tmp_path / "sharding-cpu.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "sharding-cpu.json").read_text(encoding="utf-8"))
+    assert record["benchmark"] == "sharding"
+    assert record["settings"]["samples"] == [33]
+    assert record["environment"]["packages"]["deepspeed"] is None
+    rows, n = {row["alpha"]: row for row in record["results"]}, 33
+    assert list(rows) == ["no α", *TABLES, "dense, DDP"]
+    network = 4 * (
+        4 * 6 + 6 + 6 * 5 + 5
+    )  # two ranks send one another half of it and the sum of the other half
+    sent = {  # of 8 rows 4 are the other rank's: ids and a count, rows, gradients; or all 8 gathered
+        "no α": network,
+        "aligned": 0,
+        "exchange": 8 + 4 * 8 + 2 * 4 * 5 * 4,
+        "exchange, bf16 wire": 8 + 4 * 8 + 2 * 4 * 5 * 2,
+        "exchange, host": 8 + 4 * 8 + 2 * 4 * 5 * 4,
+        "replicated": 8 + 8 * 8 + 8 * 5 * 4,
+    }
+    clock = (2**18 + 2**9 + 1) * 32 + 2**9 * 8 + 16
+    for name, row in rows.items():
+        assert (row["ranks"], row["num_samples"], row["skipped"]) == (2, n, None)
+        assert 0 < row["step_seconds"]["low"] <= row["step_seconds"]["median"] <= row["step_seconds"]["high"]
+        assert f"{row['step_seconds']['median'] * 1e3:.2f}" in out
+        assert row["sent_bytes"] == row["least_sent_bytes"] == sent.get(name, 4 * 5 * n)
+        if row["written_bytes"] is not None:  # with the network's and the messages' headers
+            assert row["written_bytes"] > row["sent_bytes"] + network * (name != "no α")
+        if name in TABLES:
+            held = n if name == "replicated" else -(-n // 2)
+            least = held * (2 * 5 + 1) * 4 + clock
+            assert least < row["table_bytes"] < least + 1000
+            assert row["table_bytes"] == row["planned_memory_bytes"] <= row["memory_bytes"]
+        elif name != "no α":
+            assert row["memory_bytes"] == row["planned_memory_bytes"] == 3 * 4 * 5 * n
+
+
+def sharding_row(name, n, seconds, **figures):
+    bytes_ = {"sent_bytes": 7, "least_sent_bytes": 7, "planned_sent_bytes": 7, "table_sent_bytes": 7}
+    memory = {"table_bytes": 9, "planned_memory_bytes": 9}
+    row = {"ranks": 2, "alpha": name, "num_samples": n, "skipped": None, "step_seconds": {"median": seconds}}
+    return row | bytes_ | memory | figures
+
+
+def test_sharding_fails_where_bytes_differ_or_time_grows(bench):
+    checks = bench("sharding").checks
+    fine = [sharding_row("exchange", 10, 1.0), sharding_row("exchange", 1000, 1.5)]
+    dense = [sharding_row("dense, DDP", 10, 1.0), sharding_row("dense, DDP", 1000, 9.0, sent_bytes=700)]
+    judged = checks([*fine, *dense], [10, 1000], 1.5)
+    assert judged["failures"] == []
+    assert judged["growth"] == {"2": {"exchange": 1.5, "dense, DDP": 9.0}}
+    for changed, message in (
+        ({"sent_bytes": 8}, "N = 1,000: sent_bytes is 8, planned_sent_bytes is 7"),
+        ({"sent_bytes": 8}, "exchange, 2 ranks: what it sends depends on N"),
+        ({"least_sent_bytes": 6}, "least_sent_bytes is 6, planned_sent_bytes is 7"),
+        ({"table_sent_bytes": 6}, "table.traffic says 6 bytes, 7 were counted"),
+        ({"table_bytes": 8}, "table_bytes is 8, planned_memory_bytes is 9"),
+        ({"step_seconds": {"median": 1.6}}, "a step at N = 1,000 takes 1.60 times that at 10, more than 1.5"),
+        ({"skipped": "too slow"}, "not measured at both N = 10 and 1,000"),
+    ):
+        failures = checks([fine[0], fine[1] | changed], [10, 1000], 1.5)["failures"]
+        assert any(message in failure for failure in failures), (changed, failures)
+
+
+def test_sharding_ends_ways_that_are_too_slow(bench):
+    ends = bench("sharding").ends
+    row = {"skipped": None, "step_seconds": {"median": 2.0}}
+    assert ends(row, 1000, 2.0) is None
+    assert ends(row, 1000, 1.5) == "at N = 1,000: a step takes 2.00 s, longer than 1.5"
+    assert ends({"skipped": "needs memory"}, 1000, 9.0) == "at N = 1,000: needs memory"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ranks", "3"], "--ranks must be positive and divide --batch 128, got 3"),
+        (["--samples", "500", "--ranks", "4"], "--samples must be at least 512, a batch of 128 on 4 ranks"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+    ],
+)
+def test_bad_options_of_sharding(bench, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        bench("sharding").parse(["--device", "cpu", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def train_every_way(rank, folder):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    ways, device = importlib.import_module("sharding_ways"), torch.device("cpu")
+    sizes = ways.Sizes(num_classes=5, batch=8, features=4, hidden=6, ranks=2)
+    alphas = {}
+    for way in ways.WAYS:
+        draw = ways.Batches(sizes, rank, 30, aligned=True, device=device)
+        subject = ways.build(way, 30, sizes, device)
+        for _ in range(5):
+            subject.step(draw())
+        alphas[way.name] = subject.alpha().clone()
+    torch.save(alphas, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.dist
+def test_all_ways_of_sharding_train_the_same_alpha(bench, tmp_path):
+    """A way that does less than the others is no measure of them."""
+    pytest.importorskip("deepspeed")
+    mp.spawn(train_every_way, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        alphas = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        expected = alphas["dense, DDP"]
+        assert expected.abs().max() > 1e-3
+        assert len(alphas) == 9
+        for name, alpha in alphas.items():
+            rounding = 1e-2 if "bf16" in name else 1e-5
+            torch.testing.assert_close(alpha, expected, rtol=0, atol=rounding * float(expected.abs().max()))

@@ -14,12 +14,14 @@ from fastac.costs import (
     clock_bytes,
     dense_cost,
     dynamics_bytes,
+    dynamics_memory,
     exchange_sent,
     gather_sent,
     table_cost,
 )
 from fastac.links import Group, Machine, Traffic, all_gather, all_reduce, all_to_all, reduce_scatter
 from fastac.partition import shard_bounds, shard_owner
+from fastac.sharded_dynamics import ShardedTrainingDynamics
 
 
 def allocated(thing):
@@ -291,7 +293,8 @@ def exchange_worker(rank, world, store, folder):
         options = {"placement": placement, "wire_dtype": getattr(torch, wire)}
         table = fastac.ShardedAlphaTable(OWNED, 6, form=form, momentum=0.9, window=64, **options)
         table.lr = 0.1
-        criterion = fastac.AutoCleansingLoss(table)
+        dynamics = ShardedTrainingDynamics(OWNED, 6, placement=placement)
+        criterion = fastac.AutoCleansingLoss(table, dynamics=dynamics)
         for step in range(2):
             index = drawn(step, world, placement)[rank]
             sent.clear()
@@ -299,6 +302,8 @@ def exchange_worker(rank, world, store, folder):
             table.step()
             results[f"{form} {wire} {placement} {step}"] = sum(sent), table.traffic.total
         results[f"{form} {wire} {placement} memory"] = allocated(table), len(table.held)
+        kept = sum(ids.nbytes + statistics.nbytes for ids, statistics, _ in dynamics._kept)
+        results[f"{form} {wire} {placement} dynamics"] = allocated(dynamics), kept
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -341,6 +346,12 @@ def test_what_a_sharded_table_sends_and_keeps(world, tmp_path):
             cost = table_cost(replace(shape, rows=rows), Group(world, 1), 9, 2, placement=placement)
             kept = [name for name in cost.memory if name not in BUFFERS]
             assert sum(cost.memory[name] for name in kept) == bytes_kept
+            visits = sum(len(drawn(step, world, placement)[rank]) for step in range(2))
+            planned = dynamics_memory(rows * world, world, placement)
+            assert counted[f"{form} {wire} {placement} dynamics"] == (
+                planned["dynamics"],
+                planned.get("visits", 0) * visits // rows,
+            )
 
 
 BUFFERS = ("staged", "merged", "requests", "exchanged")

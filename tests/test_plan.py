@@ -12,7 +12,7 @@ from fastac.plan import main
 H100 = Machine(**{k: v for k, v in PRESETS["dgx-h100"].values.items() if k != "ranks_per_node"})
 IMAGENET = Job(1_281_167, 1000, ranks=8, ranks_per_node=8, batch=2048, step_time=0.25)
 CIFAR = Job(50_000, 10, ranks=1, ranks_per_node=8, batch=128, step_time=0.02)
-HUGE = Job(10**10, 1000, ranks=4096, ranks_per_node=8, batch=65_536, step_time=0.25, dynamics=False)
+HUGE = Job(10**10, 1000, ranks=4096, ranks_per_node=8, batch=65_536, step_time=0.25, dynamics="none")
 
 
 def outcome(plan, *mode):
@@ -26,17 +26,20 @@ def test_imagenet_on_8_ranks():
     memory = plan.advised.cost.memory
     assert memory["alpha"] == memory["momentum"] == 160_146 * 1000 * 4
     assert memory["last"] == 160_146 * 4
-    assert memory["dynamics"] == 1_281_167 * 65 + 4
+    assert memory["dynamics"] == 160_146 * 65 + 5
     assert plan.advised.cost.total()[3:] == (0, 0, 0)
     copies = outcome(plan, "replicated", "device", "exact", "float32")
     assert copies.cost.memory["alpha"] == 1_281_167 * 1000 * 4
     assert copies.cost.total().inside == 7 * (8 + 256 * (8 + 4000))
     # 224 of a rank's 256 rows are another rank's: there and back.
-    moved = outcome(plan, "exchange", "device", "exact", "float32").cost.total().inside
-    assert moved == 2 * 224 * 4000 + 224 * 8 + 7 * 8
+    exchange = outcome(plan, "exchange", "device", "exact", "float32").cost
+    assert exchange.total().inside == 2 * 224 * 4000 + 224 * 8 + 7 * 8
     dense, *zero = plan.dense
     parameter = dict.fromkeys(("alpha", "gradient", "momentum"), 1_281_167 * 4000)
-    assert dense.cost.memory == parameter | {"dynamics": memory["dynamics"]}
+    # Where any rank draws any sample, an epoch's visits wait for their owners: an id and five float32 each.
+    seen = {"dynamics": memory["dynamics"], "visits": 160_146 * 28}
+    assert dense.cost.memory == parameter | seen
+    assert exchange.memory.items() >= seen.items()
     assert dense.cost.total().inside == 14 * 1_281_167 * 500
     assert len(zero) == 3
     assert all(o.exposed > 10 * plan.advised.exposed for o in plan.dense)
@@ -91,7 +94,7 @@ def test_without_momentum():
 
 def test_what_is_given_up_and_why():
     """Less and less memory: first half the table's precision rather than a slow host, then the momentum."""
-    job = replace(IMAGENET, dynamics=False)
+    job = replace(IMAGENET, dynamics="none")
     shard = 160_146 * 4000
     slow = replace(H100, host_bandwidth=1e9)
     for room, mode in (
@@ -133,6 +136,7 @@ def test_memory_of_network_and_reserved():
         (replace(IMAGENET, window=8), H100, "window is 8; it should be at least 16"),
         (replace(IMAGENET, parameters=-1), H100, "parameters is -1; it should be at least 0"),
         (replace(IMAGENET, ranks=12), H100, "ranks is 12; it should be a multiple of ranks_per_node.*8"),
+        (replace(IMAGENET, dynamics="both"), H100, "dynamics is 'both'; it should be one of"),
         (replace(IMAGENET, step_time=0), H100, "step_time is 0; it should be positive"),
         (replace(IMAGENET, epochs=3_430_486), H100, "626 steps each it should be at most 3430485: .* int32"),
         (replace(CIFAR, num_samples=2**63), H100, "num_samples is 9223372036854775808; .*int64"),
@@ -152,7 +156,7 @@ def test_impossible(job, machine, message):
 
 
 def test_it_does_not_fit_and_what_would():
-    job = replace(IMAGENET, num_samples=10**9, dynamics=False)
+    job = replace(IMAGENET, num_samples=10**9, dynamics="none")
     machine = replace(H100, host_memory=0)
     with pytest.raises(PlanError) as caught:
         advise(job, machine)
@@ -176,7 +180,7 @@ def test_more_devices_are_found_without_knowing_their_links():
     """2 · 40 GB and `last` on devices of 10 GB: 9 of them, when each is a node."""
     alone = Machine(device_memory=10**10, host_memory=0, device_bandwidth=1e12)
     job = replace(
-        CIFAR, num_samples=10**7, num_classes=1000, ranks_per_node=1, dynamics=False, history="exact"
+        CIFAR, num_samples=10**7, num_classes=1000, ranks_per_node=1, dynamics="none", history="exact"
     )
     with pytest.raises(PlanError, match="; 9 ranks of this kind;"):
         advise(replace(job, dtype="float32"), alone)
@@ -185,8 +189,26 @@ def test_more_devices_are_found_without_knowing_their_links():
 
 
 def test_dynamics_that_do_not_fit():
-    with pytest.raises(PlanError, match="650 GB on each device.*without training dynamics"):
-        advise(replace(HUGE, dynamics=True), H100)
+    whole = (
+        "650 GB on each device.*would fit: training dynamics sharded, in place of all samples' on every rank;"
+    )
+    with pytest.raises(PlanError, match=whole):
+        advise(replace(HUGE, dynamics="whole"), H100)
+    plan = advise(replace(HUGE, dynamics="sharded", sampling="any"), H100)
+    assert plan.advised.cost.memory["dynamics"] == 2_441_407 * 65 + 5
+    assert plan.advised.cost.memory["visits"] == 2_441_407 * 28
+    tight = replace(H100, device_memory=plan.advised.device - 1, host_memory=0)
+    with pytest.raises(PlanError, match="the same without training dynamics"):
+        advise(
+            replace(HUGE, dynamics="sharded", placement="exchange", history="exact", dtype="float32"), tight
+        )
+
+
+def test_dynamics_on_every_rank():
+    plan = advise(replace(IMAGENET, dynamics="whole"), H100)
+    for found in [*plan.outcomes, *plan.dense]:
+        assert found.cost.memory["dynamics"] == 1_281_167 * 65 + 4
+        assert "visits" not in found.cost.memory
 
 
 def test_a_choice_that_does_not_fit_names_one_that_does():
@@ -235,7 +257,7 @@ def test_the_commands_json(capsys):
 
 def test_the_command_takes_powers_of_ten_exactly(capsys):
     words = (
-        "--samples 9999999999 --classes 1e3 --ranks 4096 --batch-per-rank 16 --step-time 250 --no-dynamics"
+        "--samples 9999999999 --classes 1e3 --ranks 4096 --batch-per-rank 16 --step-time 250 --dynamics none"
     )
     assert main([*words.split(), "--preset", "dgx-h200", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
