@@ -79,6 +79,7 @@ def test_a_wrong_value_names_field_value_and_what_it_should_be(section, values, 
         ({"nesterov": True, "momentum": 0.0}, "nesterov was true with momentum 0"),
         ({"update": "forward", "grad_accum_steps": 2}, "update was 'forward' with grad_accum_steps 2"),
         ({"update": "forward", "amp_dtype": "fp16"}, "update was 'forward'"),
+        ({"update": "forward", "on_bad_image": "skip"}, "update was 'forward' with on_bad_image 'skip'"),
         ({"zero_stage": 2}, "zero_stage was 2 with engine 'ddp'; it should come with --engine deepspeed"),
         ({"deepspeed_config": "x.json"}, "deepspeed_config was 'x.json' with engine 'ddp'"),
         (

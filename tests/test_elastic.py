@@ -124,3 +124,24 @@ def test_a_run_moves_between_engines(tmp_path):
     text = launch([*runs, elastic_runs.run(alone, ranks=1, network="linear")])
     assert text.count("going on from") == len(legs) - 1, text
     assert_close_states(final_state(tmp_path / "alone"), final_state(tmp_path / "moves"))
+
+
+@pytest.mark.dist
+def test_ranks_that_write_alpha_in_the_forward_pass(tmp_path):
+    """Fused into it where rows are here (aligned), with the step where they travel: as with update="step"."""
+    runs, settings = (
+        [],
+        {"batch_size": 16, "train_limit": 192, "drop_last": True, "epochs": 2, "warmup_epochs": 0.0},
+    )
+    for placement in ("aligned", "exchange"):
+        for update in ("step", "forward"):
+            changes = {"alpha_placement": placement, "update": update, "name": f"{placement}-{update}"}
+            runs.append(elastic_runs.run(config(tmp_path, **settings, **changes), network="linear"))
+    uneven = config(tmp_path, name="uneven", batch_size=16, update="forward")
+    launch(runs)
+    for placement in ("aligned", "exchange"):
+        assert_close_states(
+            *(final_state(tmp_path / f"{placement}-{update}") for update in ("step", "forward"))
+        )
+    with pytest.raises(AssertionError, match="update was 'forward' on 2 ranks with --no-drop-last"):
+        launch([elastic_runs.run(uneven, network="linear")])

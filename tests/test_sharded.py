@@ -141,6 +141,7 @@ def test_traffic(ranks):
         for rank, result in enumerate(results):
             if case.placement == "aligned":
                 assert result[name]["traffic"] == [0, 0, 0, 0]
+                assert result[name]["dynamics sent"] == 0
                 continue
             asked = answered = number = 0
             for step in batches(case, world):
@@ -153,6 +154,15 @@ def test_traffic(ranks):
                     number += 1
             expected = [8 * (world - 1) * number, 8 * asked, size * answered, size * asked]
             assert result[name]["traffic"] == expected, (name, rank)
+            # A visit: id, number of the call, five statistics; none of the sample whose target is ignored.
+            ignored = case.num_samples // 2
+            visits = sum(
+                int((part != ignored)[shard_owner(part, case.num_samples, world) != rank].sum())
+                for step in batches(case, world)
+                for part in (parts[rank] for parts in step)
+            )
+            if not case.scaler:  # whose step of infinite losses has no visit
+                assert result[name]["dynamics sent"] == 36 * visits
 
 
 @pytest.mark.dist
@@ -441,3 +451,13 @@ def test_compiled(placement):
         results.append(table.dense())
     assert float(results[0].abs().max()) > 0.01
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-9)
+
+
+def test_dynamics_of_other_ranks_samples():
+    dynamics = fastac.ShardedTrainingDynamics(10, K)
+    dynamics.held = range(0, 5)
+    with pytest.raises(IndexError, match=r"index 7 is not of rank 0, which owns \[0, 5\)"):
+        dynamics.record(torch.tensor([-1, 3, 7]), torch.zeros(3, 5))
+    assert int(dynamics.count.sum()) == 0
+    with pytest.raises(ValueError, match="placement must be one of"):
+        fastac.ShardedTrainingDynamics(10, K, placement="any")
