@@ -240,16 +240,18 @@ def own_loops(folder):
 
 
 def asleep(folder):
-    """Rank 1 does not come to the second step's gradients. (A network with buffers would wait for them first.)"""
-    job = start(folder, "ddp", create=training_runs.linear, dist_timeout=3.0)
+    """Rank 1 does not come to the third step's gradients. (DDP broadcasts buffers, and at the second step its buckets,
+    before those.)"""
+    job = start(folder, "ddp", create=training_runs.linear, grad_accum_steps=1, dist_timeout=3.0)
     job.model.train()
     groups = groups_of(job)
     train_step(job, groups[0])
+    train_step(job, groups[1])
     if RANK == 1:
         time.sleep(10_000)
     begun = time.monotonic()
     try:
-        train_step(job, groups[1])
+        train_step(job, groups[2])
     finally:
         print(f"rank {RANK} ended after {time.monotonic() - begun:.1f} s", flush=True)
         end(job)

@@ -50,7 +50,7 @@ class DataParallelEngine(Process):
         apart: AbstractContextManager[Any] = nullcontext()
         if isinstance(self.model, DistributedDataParallel) and not last:
             apart = self.model.no_sync()
-        with named("broadcast of the network's buffers (DDP)"), apart:
+        with named("broadcast of the network's buffers and buckets (DDP)"), apart:
             yield
 
     def backward(self, loss: Tensor) -> None:
