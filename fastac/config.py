@@ -302,8 +302,13 @@ class Config:
         )
         _require(
             self.optimizer.amp_dtype != "fp16",
-            "amp_dtype was 'fp16' with engine 'deepspeed'; it should be 'bf16' or 'none' there: DeepSpeed's fp16 keeps "
-            "batch norm's statistics in 16 bits, and its autocast clips before the loss scale is divided out",
+            "amp_dtype was 'fp16' with engine 'deepspeed'; it should be 'bf16' or 'none' there: DeepSpeed's fp16 autocast "
+            "clips gradients before the loss scale is divided out",
+        )
+        _require(
+            not self.optimizer.torchcompile,
+            "torchcompile was true with engine 'deepspeed'; it should be false there: DeepSpeed's hooks on modules run "
+            "outside of what is compiled",
         )
         _require(
             self.loss.update != "forward" or self.loss.loss == "ce",

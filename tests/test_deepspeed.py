@@ -30,7 +30,7 @@ def run_ranks(folder, *cases, status=0):
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1000,
         check=False,
     )
     assert (done.returncode != 0) == (status != 0), done.stdout + done.stderr
@@ -189,7 +189,7 @@ for name, more in (("ddp", {}), ("zero", {"engine": "deepspeed", "zero_stage": 3
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     ddp, zero = (final_state(tmp_path / name) for name in ("ddp", "zero"))

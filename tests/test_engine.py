@@ -124,9 +124,9 @@ def test_the_inner_name_counts_and_other_errors_pass(store):
 def test_a_rank_that_sleeps_forever_is_named_and_the_processes_end(tmp_path):
     begun = time.monotonic()
     text = run_ranks(tmp_path, "asleep", status=1)
-    assert time.monotonic() - begun < 90
+    assert time.monotonic() - begun < 300
     assert (
-        "rank 0 waited 3 s in all_reduce of the network's gradients (DDP) (dist_timeout is 3 s): rank 1 does not answer"
+        "rank 0 waited 15 s in all_reduce of the network's gradients (DDP) (dist_timeout is 15 s): rank 1 does not answer"
         in text
     )
     assert "rank 0 ended after" in text
