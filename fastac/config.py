@@ -302,8 +302,8 @@ class Config:
         )
         _require(
             self.optimizer.amp_dtype != "fp16",
-            "amp_dtype was 'fp16' with engine 'deepspeed'; it should be 'bf16' or 'none' there: DeepSpeed's fp16 autocast "
-            "clips gradients before the loss scale is divided out",
+            "amp_dtype was 'fp16' with engine 'deepspeed'; it should be 'bf16' or 'none' there: DeepSpeed's fp16 "
+            "autocast clips gradients before the loss scale is divided out",
         )
         _require(
             not self.optimizer.torchcompile,
