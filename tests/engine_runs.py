@@ -242,7 +242,7 @@ def own_loops(folder):
 def asleep(folder):
     """Rank 1 does not come to the third step's gradients. (DDP broadcasts buffers, and at the second step its buckets,
     before those.)"""
-    job = start(folder, "ddp", create=training_runs.linear, grad_accum_steps=1, dist_timeout=15.0)
+    job = start(folder, "ddp", create=training_runs.linear, grad_accum_steps=1, dist_timeout=15.0, loss="ce")
     job.model.train()
     groups = groups_of(job)
     train_step(job, groups[0])
