@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    sizes, gpus = [10**3, 10**4, 10**5, 10**6], torch.cuda.device_count()
+    sizes, gpus = [10**4, 10**5, 10**6], torch.cuda.device_count()
     add("--samples", type=int, nargs="+", metavar="N", help=f"(default: {sizes}, but for less than a batch)")
     add(
         "--ranks",
