@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    sizes, gpus = [10**3, 10**4, 10**5, 10**6], torch.cuda.device_count()
+    sizes, gpus = [10**4, 10**5, 10**6], torch.cuda.device_count()
     add("--samples", type=int, nargs="+", metavar="N", help=f"(default: {sizes}, but for less than a batch)")
     add(
         "--ranks",
@@ -180,7 +180,9 @@ def work(
         device_id=device if device.type == "cuda" else None,
     )
     sizes = Sizes(options.classes, options.batch, options.features, options.hidden, ranks)
-    rows = RankBench(num_samples, sizes, device, rank).rows(ways, options.rounds, options.longest)
+    smallest, largest = options.samples[0], options.samples[-1]
+    other = smallest if num_samples == largest != smallest else None
+    rows = RankBench(num_samples, sizes, device, rank).rows(ways, options.rounds, options.longest, other)
     if rank == 0:
         (Path(folder) / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     dist.barrier()
@@ -196,8 +198,7 @@ def checks(rows: list[dict[str, Any]], samples: Sequence[int], limit: float) -> 
         growth[str(ranks)] = {}
         for name in dict.fromkeys(row["alpha"] for row in rows):
             own = [row for row in rows if row["ranks"] == ranks and row["alpha"] == name]
-            small, large = (seconds_of(own, n) for n in (samples[0], samples[-1]))
-            ratio = None if small is None or large is None else large / small
+            ratio = ratio_of(own, samples)
             growth[str(ranks)][name] = ratio
             if name in tables:
                 where = f"{name}, {ranks} ranks"
@@ -216,9 +217,16 @@ def checks(rows: list[dict[str, Any]], samples: Sequence[int], limit: float) -> 
     return {"limit": limit, "growth": growth, "failures": failures}
 
 
-def seconds_of(rows: list[dict[str, Any]], num_samples: int) -> float | None:
-    found = [row["step_seconds"] for row in rows if row["num_samples"] == num_samples and not row["skipped"]]
-    return found[0]["median"] if found else None
+def ratio_of(rows: list[dict[str, Any]], samples: Sequence[int]) -> float | None:
+    """Time at the largest N over that at the smallest: of the same rounds where it was measured so."""
+    small, large = (
+        next((row for row in rows if row["num_samples"] == n and not row["skipped"]), None)
+        for n in (samples[0], samples[-1])
+    )
+    if small is None or large is None:
+        return None
+    first = large.get("smallest_step_seconds", small["step_seconds"])
+    return large["step_seconds"]["median"] / first["median"]
 
 
 def wrong(row: dict[str, Any]) -> list[str]:

@@ -26,8 +26,9 @@ class RankBench:
     def __init__(self, num_samples: int, sizes: Sizes, device: torch.device, rank: int):
         self.num_samples, self.sizes, self.device, self.rank = num_samples, sizes, device, rank
 
-    def rows(self, ways: list[Way], rounds: int, longest: float) -> list[dict[str, Any]]:
-        """Of the network without α, and of each way."""
+    def rows(self, ways: list[Way], rounds: int, longest: float, other: int | None) -> list[dict[str, Any]]:
+        """Of the network without α, and of each way. other: a number of samples with which the tables are timed in the
+        same rounds, or None."""
         rows: list[dict[str, Any]] = []
         subjects: list[tuple[Way, Subject] | None] = []
         networks = {}
@@ -48,14 +49,23 @@ class RankBench:
                 if (seconds := counted["first_seconds"]) > longest:
                     rows[-1]["skipped"] = f"a step takes {seconds:.2f} s, longer than {longest:g}: not timed"
                     subjects[-1] = None
-        cases = [Case(s.step, partial(self.ready, self.batches(way))) for way, s in filter(None, subjects)]
+        cases = [self.case(way, subject) for way, subject in filter(None, subjects)]
+        compared = [] if other is None else [t for t in subjects if t and t[0].placement]
+        cases += [self.case(way, build(way, other, self.sizes, self.device), other) for way, _ in compared]
         times = iter(time_cases(cases, self.device, rounds))
         for row, timed in zip(rows, subjects, strict=True):
             row["step_seconds"] = None if timed is None else next(times).record()
+        for row, timed in zip(rows, subjects, strict=True):
+            if timed in compared:
+                row["smallest_step_seconds"] = next(times).record()
         return rows
 
-    def batches(self, way: Way) -> Batches:
-        return Batches(self.sizes, self.rank, self.num_samples, way.placement == "aligned", self.device)
+    def case(self, way: Way, subject: Subject, num_samples: int | None = None) -> Case:
+        return Case(subject.step, partial(self.ready, self.batches(way, num_samples)))
+
+    def batches(self, way: Way, num_samples: int | None = None) -> Batches:
+        n = num_samples or self.num_samples
+        return Batches(self.sizes, self.rank, n, way.placement == "aligned", self.device)
 
     def ready(self, draw: Batches) -> Batch:
         """A batch, when all ranks have theirs."""

@@ -25,7 +25,7 @@ def text(record: dict[str, Any]) -> str:
     for ranks in settings["ranks"]:
         lines += [
             "",
-            f"{f'{ranks} ranks':<20}{'N':>11}{'step, ms':>11}{'quartiles':>19}{'sent, B':>15}{'planned':>15}"
+            f"{ranks_text(ranks):<20}{'N':>11}{'step, ms':>11}{'quartiles':>19}{'sent, B':>15}{'planned':>15}"
             f"{'in all':>15}{'memory, MB':>12}{'planned':>10}{'peak':>10}",
         ]
         rows = [row for row in record["results"] if row["ranks"] == ranks]
@@ -34,7 +34,7 @@ def text(record: dict[str, Any]) -> str:
     lines += ["", f"a step at N = {settings['samples'][-1]:,} over one at {settings['samples'][0]:,}:"]
     for ranks, growth in record["checks"]["growth"].items():
         shown = (f"{name} {'not measured' if r is None else format(r, '.2f')}" for name, r in growth.items())
-        lines.append(f"{ranks} ranks: " + "; ".join(shown))
+        lines.append(f"{ranks_text(int(ranks))}: " + "; ".join(shown))
     return "\n".join(lines)
 
 
@@ -55,6 +55,10 @@ def line(row: dict[str, Any]) -> str:
     )
     end = f"  {row['skipped']}" if row["skipped"] else ""
     return f"{start}{step:>11}{quartiles:>19}{sent:>15}{planned:>15}{written:>15}{kept:>12}{wanted:>10}{peak:>10}{end}"
+
+
+def ranks_text(ranks: int) -> str:
+    return f"{ranks} rank{'s' if ranks > 1 else ''}"
 
 
 def machine(record: dict[str, Any]) -> str:
@@ -90,7 +94,7 @@ def plot(record: dict[str, Any], out: Path) -> None:
                 (memory, "memory for α, a rank (MB)"),
             ):
                 axes.set(xscale="log", yscale="log", xlabel="samples N", ylabel=quantity)
-                axes.set_title(f"{ranks} rank{'s' if ranks > 1 else ''}", fontsize="medium")
+                axes.set_title(ranks_text(ranks), fontsize="medium")
                 axes.grid(alpha=0.3)
                 axes.spines[["top", "right"]].set_visible(False)
         figure.suptitle(f"{network(record)}\n{machine(record)}", parse_math=False, fontsize="medium")

@@ -335,6 +335,8 @@ def sharding_row(name, n, seconds, **figures):
 def test_sharding_fails_where_bytes_differ_or_time_grows(bench):
     checks = bench("sharding").checks
     fine = [sharding_row("exchange", 10, 1.0), sharding_row("exchange", 1000, 1.5)]
+    together = fine[1] | {"step_seconds": {"median": 9.0}, "smallest_step_seconds": {"median": 6.0}}
+    assert checks([fine[0], together], [10, 1000], 1.5)["growth"] == {"2": {"exchange": 1.5}}
     dense = [sharding_row("dense, DDP", 10, 1.0), sharding_row("dense, DDP", 1000, 9.0, sent_bytes=700)]
     judged = checks([*fine, *dense], [10, 1000], 1.5)
     assert judged["failures"] == []
