@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 # The layers of the package, lowest first: a module may import from its own layer and from those before it.
 LAYERS = [
     ["version", "extras", "rng", "reference", "groups", "partition", "validation", "links"],
+    ["frames"],
     ["clock"],
     ["contract"],
     ["eager"],
@@ -25,7 +26,8 @@ LAYERS = [
     ["ops"],
     ["functional"],
     ["loss"],
-    ["issues", "advice"],
+    ["issues", "advice", "compat"],
+    ["integrations"],
     ["data", "models", "report"],
     ["config"],
     ["engine", "optim", "metrics", "checkpoint"],
