@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 # The layers of the package, lowest first: a module may import from its own layer and from those before it.
@@ -42,7 +40,8 @@ def test_the_core_needs_torch_and_numpy_only():
     code = """
 import sys
 hidden = {"pandas", "matplotlib", "PIL", "sklearn", "scipy", "tqdm", "tensorboard", "tomli_w", "triton", "nvidia",
-          "deepspeed", "apex", "torchvision", "timm", "pyarrow"}
+          "deepspeed", "apex", "torchvision", "timm", "pyarrow",
+          "lightning", "pytorch_lightning", "transformers", "accelerate"}
 class Hide:
     def __init__(self, finder):
         self.finder = finder
@@ -124,15 +123,6 @@ def test_the_readmes_loop_runs():
     exec(loop, names)
     assert names["table"].dense().abs().max() > 0
     assert len(names["issues"]) == n
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
-def test_examples_run(path):
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    accuracy, precision = (float(x) for x in re.findall(r"([\d.]+)%", done.stdout))
-    assert accuracy > 85
-    assert precision > 75
 
 
 def test_nothing_shipped_reads_the_workshop():
