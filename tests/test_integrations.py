@@ -3,7 +3,10 @@
 import copy
 import json
 import logging
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,6 +195,22 @@ def test_following_twice_counts_each_step_once():
     net(torch.ones(1, 4)).sum().backward()
     optimizer.step()
     assert int(table.clock.steps) == 1
+
+
+@pytest.mark.parametrize("name", ["lightning", "transformers"])
+def test_a_missing_package_is_named(name):
+    code = f"""
+import sys
+for hidden in ("lightning", "lightning.pytorch", "pytorch_lightning", "transformers"):
+    sys.modules[hidden] = None
+from fastac.integrations.{name} import AutoCleansingCallback
+AutoCleansingCallback(2, 2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (
+        f"fastac needs {name} for this and it is not installed: pip install 'autocleansing[{name}]'"
+        in done.stderr
+    )
 
 
 def test_optimizers_that_do_not_fit():
@@ -502,6 +521,17 @@ def test_transformers_resumes(make_optimizer, lr, tmp_path):
     assert not list((tmp_path / "whole" / "checkpoint-6").glob("*.tmp"))
 
 
+@pytest.mark.dist
+def test_transformers_on_two_processes(tmp_path):
+    pytest.importorskip("transformers", reason="needs transformers")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = Path(__file__).with_name("trainer_ranks.py")
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_transformers_refuses(tmp_path):
     labels = data()[1]
     cleansing, _, trainer = trainer_run(tmp_path, sgd, labels, epochs=2)
@@ -584,6 +614,22 @@ def test_accelerate_resumes(tmp_path):
     assert torch.equal(net.weight, other.weight)
     assert torch.equal(resumed.table.dense(), whole.table.dense())
     assert resumed.dynamics.frame().equals(whole.dynamics.frame())
+
+
+def test_accelerate_refuses_other_processes():
+    accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
+    from fastac.integrations.accelerate import attach
+
+    accelerator, optimizer = accelerate.Accelerator(cpu=True), sgd(network())
+    for cleansing, message in (
+        (Cleansing(N, K, form=None, device="meta"), "cleansing is on meta, the accelerator on cpu"),
+        (Cleansing(N, K), "the accelerator has 1 processes, the α table 2"),
+    ):
+        if cleansing.table is not None:
+            cleansing.table.world_size = 2
+        with pytest.raises(ValueError, match=message):
+            attach(cleansing, accelerator, optimizer)
+    assert not accelerator._custom_objects
 
 
 # ---- timm, without timm

@@ -48,7 +48,7 @@ class Hide:
     def find_spec(self, name, path=None, target=None):
         return None if name.split(".")[0] in hidden else self.finder.find_spec(name, path, target)
 sys.meta_path[:] = [Hide(finder) for finder in sys.meta_path]
-import torch, fastac
+import torch, fastac, fastac.compat, fastac.integrations
 assert "torch._dynamo" not in sys.modules  # seconds that an import of a loss must not take
 table = fastac.AlphaTable(10, 3, momentum=0.9)
 table.lr = 0.1

@@ -31,14 +31,20 @@ def attach(
     """Have α step with an optimizer, as accelerator.prepare returned it or before, and be in the accelerator's
     checkpoints.
 
-    group, lr, momentum: see fastac.integrations.follow. ValueError where the accelerator is on another device; make the
-    Cleansing after the Accelerator, which initialises torch.distributed.
+    group, lr, momentum: see fastac.integrations.follow. ValueError where the accelerator is on another device or has
+    another number of processes; make the Cleansing after the Accelerator, which initialises torch.distributed.
     """
     part = cleansing.table if cleansing.table is not None else cleansing.dynamics
     device = torch.empty(0, device=accelerator.device).device  # "cuda" with its number
     if part is not None and part.device != device:
         raise ValueError(
             f"cleansing is on {part.device}, the accelerator on {device}: give it device=accelerator.device"
+        )
+    ranks = accelerator.num_processes if cleansing.table is None else cleansing.table.world_size
+    if ranks != accelerator.num_processes:
+        raise ValueError(
+            f"the accelerator has {accelerator.num_processes} processes, the α table {ranks}: make the Cleansing after "
+            "the Accelerator, and on CPUs start several processes with `accelerate launch --cpu`"
         )
     cleansing.follow(optimizer, group=group, scaler=accelerator.scaler, lr=lr, momentum=momentum)
     accelerator.register_for_checkpointing(cleansing)
