@@ -121,7 +121,7 @@ class AutoCleansingCallback:
 
 def _loaded() -> tuple[type, ...]:
     """Callback's class in each of the two packages that the program has imported; else in the one that is there."""
-    loaded = [sys.modules[name] for name in _PACKAGES if name in sys.modules]
+    loaded = [module for name in _PACKAGES if (module := sys.modules.get(name)) is not None]
     if not loaded:
         try:
             loaded = [require(_PACKAGES[0], "lightning")]
