@@ -148,11 +148,16 @@ class AUMCalculator:
         waiting, self._waiting, self._num_waiting = self._waiting, [], 0
         if not waiting:
             return
-        for update in waiting:
-            if update.ids is not None:
-                update.places, update.ids = self._look_up(update.ids.tolist()), None
+        in_tensors = [update for update in waiting if update.ids is not None]
+        if in_tensors:
+            ids = _on_host([update.ids for update in in_tensors if update.ids is not None])
+            ends = np.cumsum([len(update.margin) for update in in_tensors])
+            for update, places in zip(
+                in_tensors, np.split(self._look_up(ids.tolist()), ends[:-1]), strict=True
+            ):
+                update.places, update.ids = places, None
         places = np.concatenate([update.places for update in waiting if update.places is not None])
-        margins = _on_host([update.margin for update in waiting])
+        margins = _on_host([update.margin for update in waiting]).to(torch.float64).numpy()
         grown = len(self._places) - len(self._counts)
         self._counts, self._sums = np.pad(self._counts, (0, grown)), np.pad(self._sums, (0, grown))
         if self.compressed:
@@ -162,9 +167,9 @@ class AUMCalculator:
             self._measured.append(self._add_one_by_one(places, margins))
             details = [update.details for update in waiting if update.details is not None]
             for number, field in enumerate(_DETAILS):
-                kind = np.int64 if field.endswith("logit") else np.float64
+                kind = torch.int64 if field.endswith("logit") else torch.float64
                 values = _on_host([measured[number] for measured in details])
-                self._measured[-1][field] = values.astype(kind)
+                self._measured[-1][field] = values.to(kind).numpy()
 
     def _add_one_by_one(self, places: np.ndarray, margins: np.ndarray) -> dict[str, np.ndarray]:
         """Counts and means after each visit: the first visits of all samples at once, then the second ones, …"""
@@ -289,11 +294,11 @@ class _Records(Mapping[Any, AUMRecord]):
         return repr(self._made())
 
 
-def _on_host(parts: list[Tensor]) -> np.ndarray:
-    """Values of all updates, (n,) float64, by one transfer; one an update where they lie on several devices."""
+def _on_host(parts: list[Tensor]) -> Tensor:
+    """Values of all updates, (n,), by one transfer; one an update where they lie on several devices."""
     if len({part.device for part in parts}) > 1:
         parts = [part.cpu() for part in parts]
-    return torch.cat(parts).to("cpu", torch.float64).numpy()
+    return torch.cat(parts).cpu()
 
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
