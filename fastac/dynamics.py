@@ -11,7 +11,9 @@ All statistics are of the network's own logits, without α, at the moment a samp
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,10 +22,11 @@ import torch
 from torch import Tensor
 
 from fastac import backends
-from fastac.contract import SUMS, Accumulators
+from fastac.contract import SUMS, Accumulators, Objective
 from fastac.extras import require
+from fastac.frames import check_frame_path, write_frame
 from fastac.parts import as_states, check_cover, held_rows, take_parts
-from fastac.validation import check_size
+from fastac.validation import RangeCheck, check_batch, check_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +35,8 @@ __all__ = ["TrainingDynamics"]
 
 
 class TrainingDynamics:
-    """Accumulators of N samples, written by the loss: `AutoCleansingLoss(table, dynamics=dynamics)`.
+    """Accumulators of N samples, written by the loss: `AutoCleansingLoss(table, dynamics=dynamics)`; for a loss of
+    one's own, by `dynamics.update(logits, target, index)`.
 
     num_samples: N. num_classes: K ≥ 2. A visit is a backward pass over the sample (with update="forward", a
     forward pass); ignored targets and rows whose logits are not finite are no visit.
@@ -76,6 +80,33 @@ class TrainingDynamics:
 
     def __reduce__(self) -> Any:
         raise TypeError("TrainingDynamics are not pickled: save their state_dict()")
+
+    @functools.cached_property
+    def _checks(self) -> RangeCheck:
+        return RangeCheck(self.device)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, target: Tensor, index: Tensor, *, ignore_index: int = -100) -> None:
+        """Record one visit of each sample of a batch, for those who keep their own loss: call it once a batch.
+
+        logits: (B, K) float16, bfloat16, float32 or float64, the network's own. target: (B,) int64 class indices;
+        where it is ignore_index, there is no visit. index: (B,) int64 or int32 sample ids. All on one device, that
+        of the accumulators. The host does not wait for it.
+
+        TypeError, ValueError or IndexError that names the argument, and nothing recorded; on an accelerator a
+        target or index outside its range is left out and reported by a later call (FASTAC_DEBUG=1: at once).
+        """
+        check_batch(logits, target, index, None, None)
+        if logits.device != self.device:
+            raise ValueError(f"logits are on {logits.device}, the dynamics is on {self.device}")
+        if logits.shape[1] != self.num_classes:
+            raise ValueError(f"logits have K = {logits.shape[1]} classes, dynamics has {self.num_classes}")
+        self._checks.poll()
+        objective = Objective(None, "ac1", ignore_index, "sum", 0.0)
+        seen = backends.select(self.device).forward(
+            logits, target, index, None, objective, self._checks.flags, self.num_samples, True
+        )
+        self.record(seen.ids, seen.statistics)
 
     @torch.no_grad()
     def record(self, index: Tensor, statistics: Tensor) -> None:
@@ -127,6 +158,12 @@ class TrainingDynamics:
     def _tensors(self) -> dict[str, Tensor]:
         names = ("count", "sums", "forgetting", "was_correct")
         return dict(zip(names, self.accumulators, strict=True))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `frame()` to a .csv or .parquet file (which needs pyarrow), whole or not at all. ValueError for
+        another suffix."""
+        path = check_frame_path(path)
+        write_frame(self.frame(), path)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors (the accumulators' own, not copies), the two sizes, and "rows": the samples held here, (first, the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from fastac import backends
 from fastac.collectives import named
 from fastac.contract import STATISTICS
 from fastac.dynamics import TrainingDynamics
+from fastac.frames import check_frame_path, write_frame
 from fastac.gather import gather_on_all, gather_on_one
 from fastac.partition import shard_bounds, shard_owner
 from fastac.sharded import PLACEMENTS
@@ -169,6 +171,13 @@ class ShardedTrainingDynamics(TrainingDynamics):
     def frame(self) -> pd.DataFrame:
         self.sync()
         return super().frame()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """As TrainingDynamics'; the first rank of the group writes. All ranks call it."""
+        path = check_frame_path(path)
+        frame = self.frame()
+        if self.rank == 0:
+            write_frame(frame, path)
 
     def state_dict(self) -> dict[str, Any]:
         """As TrainingDynamics', of the samples owned by this rank. All ranks call it."""

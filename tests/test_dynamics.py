@@ -1,4 +1,5 @@
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -128,3 +129,167 @@ def test_bad_input():
     mixed = fastac.AutoCleansingLoss(fastac.AlphaTable(N + 1, K), dynamics=fastac.TrainingDynamics(N, K))
     with pytest.raises(ValueError, match="dynamics has 12 samples, the table has 13"):
         mixed(torch.zeros(3, K), index, index)
+
+
+def draw(generator, dtype=torch.float32):
+    index = torch.randint(N - 2, (7,), generator=generator)
+    target = torch.where(torch.arange(7) == 3, -100, index % K)
+    return (2 * torch.randn(7, K, generator=generator)).to(dtype), target, index
+
+
+def assert_same(dynamics, truth, rtol=2e-6):
+    np.testing.assert_allclose(dynamics.frame().to_numpy(dtype=float), truth.frame(), rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_loss_of_ones_own(dtype):
+    dynamics, truth = fastac.TrainingDynamics(N, K), ByHand()
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        logits, target, index = draw(generator, dtype)
+        logits.requires_grad_()
+        dynamics.update(logits, target, index.int())
+        logits.sum().backward()  # update() kept nothing of the graph
+        truth.record(logits.detach(), target, index)
+    assert_same(dynamics, truth)
+    before = dynamics.frame()
+    with torch.no_grad():
+        dynamics.update(torch.full((2, K), torch.nan), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+        dynamics.update(torch.zeros(0, K), torch.zeros(0, dtype=torch.int64), torch.arange(0))
+        dynamics.update(torch.zeros(1, K), torch.tensor([1]), torch.tensor([0]), ignore_index=1)
+    assert dynamics.frame().equals(before)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_plain_cross_entropy_with_dynamics(reduction, dtype):
+    """Values and gradients are F.cross_entropy's, and options of the loss don't touch what is recorded."""
+    options = dict(reduction=reduction, label_smoothing=0.1, weight=torch.rand(K).to(dtype))
+    dynamics, truth = fastac.TrainingDynamics(N, K), ByHand()
+    criterion = fastac.AutoCleansingLoss(None, dynamics=dynamics, update="forward", **options)
+    generator = torch.Generator().manual_seed(2)
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    for number in range(20):
+        logits, target, index = draw(generator, dtype)
+        given = logits.clone().requires_grad_()
+        same = logits.to(exact, copy=True).requires_grad_()
+        loss = criterion(given, target, index)
+        options["weight"] = options["weight"].to(exact)
+        wanted = torch.nn.functional.cross_entropy(same, target, **options)
+        torch.testing.assert_close(loss.to(exact), wanted, rtol=1e-5, atol=1e-6)
+        (loss.sum() * 3).backward()
+        (wanted.sum() * 3).backward()
+        torch.testing.assert_close(
+            given.grad.to(exact), same.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6
+        )
+        truth.record(logits, target, index)
+        assert int(dynamics.count.sum()) == 6 * (number + 1)  # one visit a backward pass, but for the ignored
+    assert_same(dynamics, truth)
+
+
+def test_paths_of_a_training_loop():
+    """Accumulation, a frozen network, recomputation, a retained graph and a compiled step: a visit a backward pass."""
+    dynamics, truth = fastac.TrainingDynamics(N, K), ByHand()
+    criterion = fastac.AutoCleansingLoss(None, dynamics=dynamics)
+    net = torch.nn.Linear(K, K)
+    generator = torch.Generator().manual_seed(4)
+
+    def accumulated(logits, target, index):
+        total = criterion(logits, target, index) + criterion(logits, target, index)
+        (total / 2).backward()
+        return 2
+
+    def frozen(logits, target, index):
+        criterion(logits.detach(), target, index).backward()
+        return 1
+
+    def recomputed(logits, target, index):
+        torch.utils.checkpoint.checkpoint(criterion, logits, target, index, use_reentrant=False).backward()
+        return 1
+
+    def retained(logits, target, index):
+        loss = criterion(logits, target, index)
+        loss.backward(retain_graph=True)
+        loss.backward()
+        return 2
+
+    compiled_loss = torch.compile(criterion, backend="aot_eager", fullgraph=True)
+
+    def compiled(logits, target, index):
+        compiled_loss(logits, target, index).backward()
+        return 1
+
+    for path in (accumulated, frozen, recomputed, retained, compiled):
+        inputs, target, index = draw(generator)
+        logits = net(inputs)
+        for _ in range(path(logits, target, index)):
+            truth.record(logits.detach(), target, index)
+    assert_same(dynamics, truth)
+
+
+def test_saved(tmp_path):
+    import pandas as pd
+
+    dynamics = fastac.TrainingDynamics(N, K)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        dynamics.update(*draw(generator))
+    dynamics.save(tmp_path / "dynamics.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "dynamics.csv"), dynamics.frame())
+    with pytest.raises(ValueError, match=r"path must end in one of \('.csv', '.parquet'\), got"):
+        dynamics.save(tmp_path / "dynamics.txt")
+    with pytest.raises(FileNotFoundError):
+        dynamics.save(tmp_path / "missing" / "dynamics.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["dynamics.csv"]
+
+
+def test_saved_as_parquet(tmp_path):
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
+    import pandas as pd
+
+    dynamics = fastac.TrainingDynamics(N, K)
+    dynamics.update(*draw(torch.Generator().manual_seed(0)))
+    dynamics.save(str(tmp_path / "dynamics.parquet"))
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "dynamics.parquet"), dynamics.frame())
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    dynamics, path = fastac.TrainingDynamics(N, K), tmp_path / "dynamics.csv"
+    dynamics.save(path)
+    old = path.read_bytes()
+    dynamics.update(*draw(torch.Generator().manual_seed(0)))
+    pandas = sys.modules["pandas"]
+
+    def full(self, file, **options):
+        file.write(b"half a li")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pandas.DataFrame, "to_csv", full)
+    with pytest.raises(OSError, match="no space left"):
+        dynamics.save(path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"autocleansing\[parquet\]"):
+        fastac.TrainingDynamics(N, K).save(tmp_path / "dynamics.parquet")
+
+
+def test_bad_updates():
+    dynamics = fastac.TrainingDynamics(N, K)
+    good = torch.zeros(2, K), torch.zeros(2, dtype=torch.int64), torch.arange(2)
+    for place, value, error, message in (
+        (0, torch.zeros(2, K + 1), ValueError, "logits have K = 5 classes, dynamics has 4"),
+        (0, torch.zeros(2), ValueError, r"logits must have shape \(B, K\), got \(2,\)"),
+        (1, torch.zeros(2), TypeError, "target must hold class indices as int64"),
+        (1, torch.tensor([0, K]), IndexError, r"target 4 is outside \[0, 4\)"),
+        (2, torch.tensor([0, N]), IndexError, r"index 12 is outside \[0, 12\)"),
+        (2, torch.arange(3), ValueError, r"index must have shape \(2,\), got \(3,\)"),
+        (0, torch.zeros(2, K, device="meta"), ValueError, "target is on cpu, logits are on meta"),
+    ):
+        batch = [value if place == number else part for number, part in enumerate(good)]
+        with pytest.raises(error, match=message):
+            dynamics.update(*batch)
+    assert int(dynamics.count.sum()) == 0
