@@ -25,13 +25,13 @@ LAYERS = [
     ["ops"],
     ["functional"],
     ["loss"],
-    ["issues", "advice"],
+    ["issues", "advice", "decisions"],
     ["data", "models", "report"],
     ["config"],
     ["engine", "optim", "metrics", "checkpoint"],
     ["job", "run"],
     ["train"],
-    ["demo", "plan"],
+    ["demo", "plan", "review", "apply"],
 ]
 
 
