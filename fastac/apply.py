@@ -248,10 +248,9 @@ def _change(decision: Decision, class_names: Sequence[str]) -> list[Any]:
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
-        # Quoted, because Python before 3.13 leaves a carriage return in a cell bare.
-        quoting = csv.QUOTE_NONNUMERIC if columns is _CHANGES else csv.QUOTE_MINIMAL
-        writer = csv.writer(file, lineterminator="\n", quoting=quoting)
-        writer.writerow(columns)
+        csv.writer(file, lineterminator="\n").writerow(columns)
+        # Texts in quotes, because Python before 3.13 leaves a carriage return in a cell bare.
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerows(rows)
 
 
