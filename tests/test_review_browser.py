@@ -7,10 +7,11 @@ import time
 import numpy as np
 import pytest
 import training_runs as runs
-from review_pages import NASTY, missing_browser, small_page, start_browser
+from review_pages import NASTY, missing_browser, ranking, small_page, start_browser
 
 from fastac import apply
 from fastac.decisions import read_decisions
+from fastac.report import write_review_page
 from fastac.review import review
 from fastac.train import train
 
@@ -364,7 +365,13 @@ def test_a_browser_that_keeps_nothing_is_said_so(fresh, tmp_path):
 
 
 def test_every_control_has_a_name_and_texts_have_contrast(fresh, tmp_path):
-    open_page(fresh, small_page(tmp_path / "page.html", images=[RED] * 12))
+    given = np.repeat(np.arange(10), np.arange(1, 11))  # pairs of 1 to 10 samples: all depths of the heat map
+    issues = ranking(given, (given + 1) % 10, 55, kind=["swapped"] * 55)
+    names = [f"class {k}" for k in range(10)]
+    page = tmp_path / "page.html"
+    write_review_page(page, issues, class_names=names, labels=given, images=[RED] * 55, alpha=np.eye(55, 10))
+    open_page(fresh, page)
+    press(fresh, "k", "r", "d", "u")
     for element in find(fresh, "button, select, input"):
         if element.is_displayed():
             assert element.accessible_name.strip(), element.get_attribute("outerHTML")

@@ -55,7 +55,7 @@ function alphaChart(position) {
       draw("svg", { viewBox: "0 0 100 12", preserveAspectRatio: "none", "aria-hidden": "true" },
         draw("rect", { class: `fill-${role(position, label)}`, x: value < 0 ? zero - width : zero, width, y: 1, height: 10 }),
         draw("line", { class: "axis", x1: zero, x2: zero, y1: 0, y2: 12 })),
-      make("span", { className: "value", textContent: number(value) })];
+      make("span", { className: "value", textContent: Math.abs(value) < 1e4 ? value.toFixed(3).replace("-", "−") : number(value) })];
   });
   return make("div", { className: "chart" }, make("h3", { textContent: "α̂ of the top classes" }),
     make("div", { className: "bars" }, ...rows));

@@ -152,8 +152,6 @@ function buildHeatmap(pairs) {
     const button = pairButton(pair, pair.amount > 999 ? "" : String(pair.amount));
     const depth = 0.12 + 0.88 * Math.sqrt(pair.amount / most);
     button.style.backgroundColor = `rgba(var(--heat), ${depth})`;
-    button.classList.toggle("half", depth > 0.5); // where dark text reads better in the dark theme
-    button.classList.toggle("deep", depth > 0.78); // where white text reads better in the light one
     return make("td", {}, button);
   };
   const head = make("tr", {}, make("td", { className: "corner" }),

@@ -1,7 +1,8 @@
 // The cards. Only those near the visible part are in the document, so that thousands stay fluid.
 
-const GAP = 12, NARROWEST = 172;
-const HEIGHT = 74 + (page.has_pictures ? 130 : 0) + (page.alpha || page.history ? 36 : 0);
+const GAP = 12, NARROWEST = 148;
+// As review.css has the parts: frame and three lines, the picture, the strip of small charts.
+const HEIGHT = 82 + (page.has_pictures ? 132 : 0) + (page.alpha || page.history ? 38 : 0);
 const STEP = HEIGHT + GAP;
 const gallery = byId("gallery"), spacer = byId("spacer");
 const cards = new Map(); // by place in `view`

@@ -144,7 +144,7 @@ function connect() {
 }
 
 byId("title").textContent = page.title;
-byId("subtitle").textContent = page.subtitle;
+byId("subtitle").textContent = byId("subtitle").title = page.subtitle;
 showTheme();
 readFromBrowser();
 connect();

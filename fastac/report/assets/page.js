@@ -45,7 +45,7 @@ function number(value) {
   if (value === null) return "–";
   const size = Math.abs(value);
   const text = Number.isInteger(value) ? String(value)
-    : size >= 1e4 || size < 1e-3 ? value.toExponential(1) : value.toPrecision(3);
+    : size >= 1e4 || size < 1e-4 ? value.toExponential(1) : value.toPrecision(3);
   return text.replace("-", "−");
 }
 

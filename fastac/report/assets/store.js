@@ -13,7 +13,8 @@ let changed = () => {}; // set by main.js: called with the ids whose decision ch
 function validDecision(id, entry) {
   const isClass = (label) => Number.isInteger(label) && label >= 0 && label < names.length;
   return Number.isInteger(id) && id >= 0 && id < page.num_samples && entry !== null && typeof entry === "object"
-    && Object.hasOwn(WORDS, entry.decision) && isClass(entry.given) && typeof entry.time === "string"
+    && typeof entry.decision === "string" && Object.hasOwn(WORDS, entry.decision) && isClass(entry.given)
+    && typeof entry.time === "string" && !Number.isNaN(Date.parse(entry.time))
     && (entry.decision === "keep" ? entry.label === entry.given
       : entry.decision === "relabel" ? isClass(entry.label) && entry.label !== entry.given : entry.label === null);
 }
