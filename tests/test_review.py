@@ -1,5 +1,7 @@
 """python -m fastac.review: a run's page from its files and its data, and runs of which there is none."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -13,6 +15,7 @@ from PIL import Image
 
 from fastac import review
 from fastac.data import load_dataset
+from fastac.run import write_offsets
 from fastac.train import train
 
 
@@ -64,14 +67,17 @@ def test_the_page_is_the_runs(run, monkeypatch, capsys):
         assert len(classes) == len(set(classes)) == 6
         assert values == sorted(values, reverse=True)
         assert max(np.abs(values)) == pytest.approx(max(high, -low), rel=1e-3)
-    import base64
-    import io
-
     pixels = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))) for uri in page["image"]
     ]
     digits = load_dataset("digits").train
     np.testing.assert_array_equal(pixels, digits.images[issues["index"], :, :, 0])
+
+
+def test_one_number_a_sample_has_no_top_classes(finished, tmp_path):
+    issues = pd.read_csv(finished / "issues.csv")
+    write_offsets(tmp_path / "alpha.npz", np.zeros(193), issues, 10)  # AC2's α
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_display_nothing_opens(run, monkeypatch, tmp_path):

@@ -356,7 +356,7 @@ def test_a_browser_that_keeps_nothing_is_said_so(fresh, tmp_path):
     try:
         open_page(fresh, small_page(tmp_path / "page.html"))
         (alert,) = find(fresh, '[role="alert"]')
-        assert "keeps nothing for this page (SecurityError)" in alert.text
+        assert "does not keep decisions for this page (SecurityError)" in alert.text
         press(fresh, "k")
         assert text(fresh, "progress-count") == "1 of 12 decided"
         press(fresh, "z")  # else the page asks before it is left

@@ -61,9 +61,13 @@ function now() {
 
 function keepInBrowser() {
   if (!storageWorks) return;
-  const state = { decisions: [...decisions], done: done.slice(-STEPS_KEPT), undone: undone.slice(-STEPS_KEPT) };
+  const write = (steps) => localStorage.setItem(STORAGE_KEY, JSON.stringify({ decisions: [...decisions], ...steps }));
   try {
-    localStorage.setItem(STORAGE_KEY, JSON.stringify(state));
+    try {
+      write({ done: done.slice(-STEPS_KEPT), undone: undone.slice(-STEPS_KEPT) });
+    } catch {
+      write({ done: [], undone: [] }); // a browser has room for some megabytes: decisions first
+    }
   } catch (error) {
     storageFailed(error);
   }
@@ -71,8 +75,8 @@ function keepInBrowser() {
 
 function storageFailed(error) {
   storageWorks = false;
-  notice(`This browser keeps nothing for this page (${error.name}): your decisions are lost when it is closed. `
-    + "Export them before that.", "error");
+  notice(`This browser does not keep decisions for this page (${error.name}): what you decide now is lost when it is `
+    + "closed. Export it before that.", "error");
 }
 
 function readFromBrowser() {
