@@ -36,12 +36,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=int,
         help="how many samples; default: as many as are flagged, at least 100 and at most 5,000",
     )
+    parser.add_argument(
+        "--issues",
+        type=Path,
+        metavar="FILE",
+        help="another ranking of the run's labels (default: RUN/issues.csv)",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="the page (default: RUN/review.html)")
     parser.add_argument("--data-dir", help="where the data set's files are now (default: where they were)")
     parser.add_argument("--no-open", action="store_true", help="don't open the page in a browser")
     options = parser.parse_args(argv)
     try:
-        page = review(options.run, top=options.top, output=options.output, data_dir=options.data_dir)
+        page = review(
+            options.run,
+            top=options.top,
+            issues=options.issues,
+            output=options.output,
+            data_dir=options.data_dir,
+        )
     except (ValueError, ImportError, OSError) as error:
         if os.environ.get("FASTAC_DEBUG") == "1":
             raise
@@ -54,7 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def review(
-    run: Path, *, top: int | None = None, output: Path | None = None, data_dir: str | None = None
+    run: Path,
+    *,
+    top: int | None = None,
+    issues: Path | None = None,
+    output: Path | None = None,
+    data_dir: str | None = None,
 ) -> Path:
     """Write the review page of a run, and return where it is; the arguments are the command's.
 
@@ -62,10 +79,10 @@ def review(
     """
     folder = RunFolder(Path(run))
     config = read_config(folder.path)
-    given, issues = folder.read_labels(), read_issues(folder)
+    given, ranking = folder.read_labels(), _ranking(folder, issues)
     samples = _samples(folder, config, given, data_dir)
-    shown = issues.head(default_top(issues) if top is None else top)
-    flagged = int(issues["is_label_issue"].sum())
+    shown = ranking.head(default_top(ranking) if top is None else top)
+    flagged = int(ranking["is_label_issue"].sum())
     name, c = str(config.run.name), config
     page = folder.review if output is None else Path(output)
     write_review_page(
@@ -85,24 +102,26 @@ def review(
     return page
 
 
-def read_issues(folder: RunFolder) -> pd.DataFrame:
-    """issues.csv as find_label_issues made it; class names and paths such as "NA" stay text."""
+def _ranking(folder: RunFolder, other: Path | None) -> pd.DataFrame:
+    """issues.csv, or another file of its columns; class names and paths such as "NA" stay text."""
     pandas = require("pandas", "report")
-    if not folder.issues.is_file():
+    path = folder.issues if other is None else other
+    if not path.is_file():
+        if other is not None:
+            raise FileNotFoundError(f"there is no ranking {other}")
         raise FileNotFoundError(
-            f"{folder.path} has no {folder.issues.name}: the run has not come to its end, or recorded neither α nor "
-            f"dynamics; to go on with it: python -m fastac.train --resume {folder.path}"
+            f"{folder.path} has no {path.name}: the run has not come to its end, or recorded neither α nor dynamics; "
+            f"to go on with it: python -m fastac.train --resume {folder.path}"
         )
     texts = dict.fromkeys(("given_class", "suggested_class", "path", "kind"), str)
+    types = {"suggested_label": "Int64", **texts}
     try:
-        return pandas.read_csv(
-            folder.issues,
-            dtype={"suggested_label": "Int64", **texts},
-            keep_default_na=False,
-            na_values=[""],
-        )
+        ranking = pandas.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     except ValueError as error:  # pandas' parser errors are
-        raise ValueError(f"{folder.issues} can't be read: {error}") from error
+        raise ValueError(f"{path} can't be read: {error}") from error
+    if "is_label_issue" not in ranking:
+        raise ValueError(f"{path} has no column is_label_issue; it should be a ranking that fastac wrote")
+    return ranking
 
 
 def _samples(folder: RunFolder, config: Config, given: np.ndarray, data_dir: str | None) -> Samples:

@@ -130,6 +130,18 @@ def test_files_that_are_missing(run, capsys, file, message):
     assert sorted(run.rglob("*")) == before
 
 
+def test_another_ranking(run, tmp_path, capsys):
+    issues = pd.read_csv(run / "issues.csv")
+    issues.iloc[::-1].to_csv(tmp_path / "other.csv", index=False)
+    arguments = [str(run), "--no-open", "--top", "9", "--issues"]
+    assert review.main([*arguments, str(tmp_path / "other.csv")]) == 0
+    assert content(run / "review.html")["index"] == issues["index"].tolist()[::-1][:9]
+    assert review.main([*arguments, str(tmp_path / "none.csv")]) == 2
+    assert "there is no ranking" in capsys.readouterr().err
+    assert review.main([*arguments, str(run / "labels.csv")]) == 2
+    assert "has no column is_label_issue" in capsys.readouterr().err
+
+
 def test_data_that_is_gone_or_has_changed(tmp_path, monkeypatch, capsys):
     data = tmp_path / "data" / "train"
     for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
