@@ -139,7 +139,7 @@ def test_another_ranking(run, tmp_path, capsys):
     assert review.main([*arguments, str(tmp_path / "none.csv")]) == 2
     assert "there is no ranking" in capsys.readouterr().err
     assert review.main([*arguments, str(run / "labels.csv")]) == 2
-    assert "has no column is_label_issue" in capsys.readouterr().err
+    assert "is_label_issue" in capsys.readouterr().err
 
 
 def test_data_that_is_gone_or_has_changed(tmp_path, monkeypatch, capsys):
