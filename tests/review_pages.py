@@ -15,6 +15,7 @@ CLASSES = ("ant", "bee", "cat", "dog")
 NASTY = (
     "<img src=x onerror=\"window.hacked='img'\">",
     "</script><script>window.hacked='script'</script><!--",
+    "</script x><!-- <script y>window.hacked='spaced'</script z>",
     "\"'><svg onload=window.hacked='svg'>",
     "=HYPERLINK(\"http://x\",'y')",
     "+1",
