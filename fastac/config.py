@@ -90,6 +90,7 @@ class DataConfig(Section):
         "what is true where `labels` replaces the labels: the data set's own labels, or unknown",
         choices=("none", "dataset"),
     )
+    exclude: str | None = key(None, "file of the ids of samples to leave out of training: .csv or .npy")
     noise: str = key(
         "none",
         "wrong labels to inject into the training set; the injected truth is kept to score detection",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,9 @@ from fastac.data import (
     Loader,
     Samples,
     inject_noise,
+    labels_digest,
     load_dataset,
+    read_id_file,
     read_label_file,
 )
 from fastac.dynamics import TrainingDynamics
@@ -47,29 +48,32 @@ __all__ = ["Job", "Position", "TrainingData", "load_data"]
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """A data set with the labels to train on, (N,) int64, and the truth, (N,) int64, where it is known."""
+    """A data set with the labels to train on, (N,) int64, the truth, (N,) int64, where it is known, and the ids of
+    the samples to leave out of training, (n,) int64."""
 
     dataset: Dataset
     given: np.ndarray
     truth: np.ndarray | None
+    excluded: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def digest(self) -> str:
-        """The labels' fingerprint, by which a checkpoint knows its data."""
-        return hashlib.sha256(np.ascontiguousarray(self.given).tobytes()).hexdigest()
+        """The labels' fingerprint and that of the ids left out, by which a checkpoint knows its data."""
+        return labels_digest(self.given) + (labels_digest(self.excluded) if self.excluded.size else "")
 
 
 def load_data(config: Config) -> TrainingData:
-    """Load the data set, put a label file in place of its labels, cut it to train_limit, inject noise."""
+    """Load the data set, put a label file in place of its labels, cut it to train_limit, inject noise, read which
+    samples to leave out."""
     c = config.data
     dataset = load_dataset(c.dataset, c.data_dir, image_size=c.image_size, on_bad_image=c.on_bad_image)
     samples = dataset.train
     given, truth = samples.labels, None
     if c.labels is not None:
-        given = _read_labels(c.labels, c.data_dir, samples)
+        given = _read_labels(c.labels, c.data_dir, samples, c.train_limit)
         truth = samples.labels if c.label_truth == "dataset" else None
     if c.train_limit is not None and c.train_limit < len(samples):
         kept = np.arange(c.train_limit)
-        samples, given = samples.take(kept), given[kept]
+        samples, given = samples.take(kept), given[: c.train_limit]
         truth = None if truth is None else truth[kept]
         dataset = Dataset(dataset.name, samples, dataset.test)
     if c.noise != "none":
@@ -83,19 +87,24 @@ def load_data(config: Config) -> TrainingData:
             class_groups=samples.class_groups,
             dataset=c.dataset,
         )
-    return TrainingData(dataset, given, truth)
+    if c.exclude is None:
+        return TrainingData(dataset, given, truth)
+    excluded = read_id_file(Path(c.exclude), num_samples=len(samples))
+    return TrainingData(dataset, given, truth, excluded)
 
 
-def _read_labels(spec: str, data_dir: str | None, samples: Samples) -> np.ndarray:
-    """The label file as it is named, or else by that name in data_dir."""
-    size = {"num_samples": len(samples), "num_classes": samples.num_classes}
+def _read_labels(spec: str, data_dir: str | None, samples: Samples, limit: int | None) -> np.ndarray:
+    """The label file as it is named, or else by that name in data_dir; of all samples or of the first `limit`."""
+    num_samples, num_classes = len(samples), samples.num_classes
+    limit = None if limit is None or limit > num_samples else limit
     try:
-        return read_label_file(spec, **size)
+        return read_label_file(spec, num_samples=num_samples, num_classes=num_classes, limit=limit)
     except FileNotFoundError as error:
         if data_dir is None or Path(spec).is_absolute():
             raise
         try:
-            return read_label_file(str(Path(data_dir) / spec), **size)
+            spec = str(Path(data_dir) / spec)
+            return read_label_file(spec, num_samples=num_samples, num_classes=num_classes, limit=limit)
         except FileNotFoundError:
             raise FileNotFoundError(f"{error}, nor is it in data_dir, {data_dir}") from None
 
@@ -150,10 +159,11 @@ class Job:
         self.config, self.engine, self.data = config, engine, data
         train, test, device = data.dataset.train, data.dataset.test, engine.device
         rows = config.data.batch_size * engine.world_size
-        if config.data.drop_last and rows > len(train):
+        used = len(train) - len(data.excluded)
+        if config.data.drop_last and rows > used:
             raise ValueError(
                 f"batch_size was {config.data.batch_size} on {engine.world_size} rank(s), {rows} together; it should "
-                f"be at most {len(train)} together, the training images, or come with --no-drop-last"
+                f"be at most {used} together, the training images, or come with --no-drop-last"
             )
         _seed_everything(config.run.seed)
         network = create(config.model.model, num_classes=train.num_classes, in_channels=train.channels)
@@ -201,6 +211,7 @@ class Job:
             shuffle=training,
             drop_last=training and c.data.drop_last,
             aligned=training and c.loss.alpha_placement == "aligned" and engine.world_size > 1,
+            exclude=self.data.excluded if training else None,
         )
         return Loader(
             samples,
@@ -235,8 +246,9 @@ class Job:
             alpha = f"α {'×'.join(map(str, table.alpha.shape))} with {table.history} history, {size:,.1f} MB"
             if isinstance(table, ShardedAlphaTable):
                 alpha += f" a rank ({table.placement}, {table.storage} memory)"
+        left_out = f", {len(self.data.excluded):,} of them left out" if self.data.excluded.size else ""
         return (
-            f"{c.data.dataset}, {len(train):,} images of {train.num_classes} classes; {c.model.model}, "
+            f"{c.data.dataset}, {len(train):,} images of {train.num_classes} classes{left_out}; {c.model.model}, "
             f"{self.parameters:,} parameters; {c.loss.loss}, {alpha}; {self.steps_per_epoch} steps an epoch on "
             f"{self.engine.world_size} × {self.engine.device.type}"
         )

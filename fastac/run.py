@@ -16,7 +16,7 @@ import uuid
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,11 +27,16 @@ from fastac.data import FolderImages, Samples
 from fastac.dynamics import TrainingDynamics
 from fastac.issues import detection_scores, find_label_issues
 from fastac.report.contact_sheet import contact_sheet
+from fastac.report.offsets import top_offsets
 from fastac.report.plots import plot_alpha, plot_curves
 from fastac.version import __version__
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["RunFolder", "environment", "git_state", "results_text", "write_json", "write_results"]
 
+_OFFSETS = 5000  # samples whose largest α̂ are kept for the review page
 _BY = {"alpha": "α (Algorithm 2)", "aum": "AUM"}
 
 
@@ -51,6 +56,9 @@ class RunFolder:
         self.curves = path / "curves.png"
         self.alpha_plot = path / "alpha.png"
         self.contact_sheet = path / "contact_sheet.png"
+        self.alpha = path / "alpha.npz"
+        self.history = path / "history.npz"
+        self.review = path / "review.html"
         self.result = path / "result.json"
 
     def contents(self) -> list[tuple[Path, str]]:
@@ -107,6 +115,24 @@ class RunFolder:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(names)
             writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
+
+    def read_labels(self) -> np.ndarray:
+        """The labels that were trained on, (N,) int64, from labels.csv. Raises FileNotFoundError or ValueError."""
+        if not self.labels.is_file():
+            raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no {self.labels.name}")
+        with open(self.labels, encoding="utf-8") as file:
+            header = file.readline().strip().split(",")
+            if header[:2] != ["index", "given_label"]:
+                raise ValueError(
+                    f"{self.labels} starts with {','.join(header)!r}; it should be index,given_label"
+                )
+            try:
+                rows = np.loadtxt(file, delimiter=",", usecols=(0, 1), dtype=np.int64, ndmin=2)
+            except ValueError as error:
+                raise ValueError(f"{self.labels} should hold whole numbers: {error}") from error
+        if len(rows) == 0 or not np.array_equal(rows[:, 0], np.arange(len(rows))):
+            raise ValueError(f"{self.labels} should have the ids from 0 on, each once and in order")
+        return np.ascontiguousarray(rows[:, 1])
 
     def write_environment(self, stamp: dict[str, Any]) -> None:
         """environment.json; a resumed run adds its stamp to the first one's list `resumed`."""
@@ -170,12 +196,25 @@ def write_results(
         if isinstance(samples.images, FolderImages):
             issues["path"] = [samples.images.paths[i] for i in issues["index"]]
         issues.to_csv(folder.issues, index=False)
+        if alpha is not None:
+            write_offsets(folder.alpha, alpha, issues.head(_OFFSETS), samples.num_classes)
         shown = issues[~issues["index"].isin(unread)]
         title = f"{title}: the most suspicious labels, by {_BY[result['issues_by']]}"
         if len(shown):
             contact_sheet(samples, shown, folder.contact_sheet, alpha=alpha, true_labels=truth, title=title)
     write_json(folder.result, result)
     return result
+
+
+def write_offsets(path: Path, alpha: Any, issues: pd.DataFrame, num_classes: int) -> None:
+    """alpha.npz: index (n,), classes (n, M) and values (n, M), the largest α̂ of the samples in `issues`; not for AC2.
+    A table of all rows may be too large to keep beside the checkpoints."""
+    suggested = issues["suggested_label"].fillna(-1)
+    named = np.stack([column.to_numpy(np.int64) for column in (issues["given_label"], suggested)], axis=1)
+    ids = issues["index"].to_numpy(np.int64)
+    top = top_offsets(alpha, ids, named, num_samples=len(alpha), num_classes=num_classes)
+    if top is not None:
+        np.savez_compressed(path, **vars(top))
 
 
 def _image_name(samples: Samples, index: int) -> int | str:

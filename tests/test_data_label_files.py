@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastac.data import read_label_file
+from fastac.data import labels_digest, read_id_file, read_label_file
 
 LABELS = np.array([2, 0, 1, 1, 2, 0], dtype=np.int64)
 
@@ -191,3 +191,67 @@ def test_missing_and_unknown(tmp_path):
         read(f"{tmp_path}/none.npz:worse_label")
     with pytest.raises(ValueError, match=r"labels.txt: a label file should end in .npy"):
         read(tmp_path / "labels.txt")
+
+
+def test_labels_of_the_first_samples_alone(tmp_path):
+    (tmp_path / "all.csv").write_text("index,label\n" + "".join(f"{i},{k}\n" for i, k in enumerate(LABELS)))
+    (tmp_path / "few.csv").write_text("index,label\n1,0\n0,2\n")
+    np.save(tmp_path / "few.npy", LABELS[:2])
+    for name, want in (("all.csv", LABELS), ("few.csv", LABELS[:2]), ("few.npy", LABELS[:2])):
+        labels = read_label_file(str(tmp_path / name), num_samples=6, num_classes=3, limit=2)
+        np.testing.assert_array_equal(labels, want)
+    with pytest.raises(ValueError, match="few.npy has 2 labels; it should have 6"):
+        read(tmp_path / "few.npy")
+    (tmp_path / "few.csv").write_text("index,label\n1,0\n2,2\n")
+    with pytest.raises(ValueError, match="has 2 of 6 ids, index 0 is missing"):
+        read_label_file(str(tmp_path / "few.csv"), num_samples=6, num_classes=3, limit=2)
+
+
+def test_digest():
+    """As 64-bit little-endian integers, whatever they came as."""
+    known = (
+        "7c9fa136d4413fa6173637e883b6998d32e1d675f88cddff9dcbcf331820f4b8"  # of bytes 01 00 00 00 00 00 00 00
+    )
+    assert labels_digest(np.array([1])) == known
+    assert labels_digest(np.array([1], dtype=">i4")) == known
+
+
+def test_id_files(tmp_path):
+    np.save(tmp_path / "ids.npy", np.array([4, 0, 2], dtype=np.uint8))
+    (tmp_path / "ids.csv").write_text("label,index\nx,4\ny,0\nz,2\n")
+    for name in ("ids.npy", "ids.csv"):
+        ids = read_id_file(tmp_path / name, num_samples=5)
+        assert ids.dtype == np.int64
+        assert ids.tolist() == [0, 2, 4]
+        with pytest.raises(ValueError, match=r"4.*should be in \[0, 4\)"):
+            read_id_file(tmp_path / name, num_samples=4)
+    (tmp_path / "none.csv").write_text("index\n")
+    assert read_id_file(tmp_path / "none.csv", num_samples=5).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("ids.csv", "id\n1\n", "starts with 'id'; its header should have the column index"),
+        (
+            "ids.csv",
+            "index\n1\n1\n",
+            "line 3: index 1 for the second time; every id should be there at most once",
+        ),
+        ("ids.csv", "index\none\n", "line 2: index is 'one'; it should be an integer"),
+        ("ids.npy", np.array([1.0]), r"has float64 \(1,\); it should have integers \(n,\)"),
+        ("ids.npy", np.array([1, 1]), "has the id 1 twice"),
+        ("ids.npy", np.array([-1]), "has the id -1"),
+        ("ids.txt", "1", "should end in .npy or .csv"),
+    ],
+)
+def test_wrong_id_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content) if isinstance(content, str) else np.save(path, content)
+    with pytest.raises(ValueError, match=message):
+        read_id_file(path, num_samples=5)
+
+
+def test_no_id_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file of ids"):
+        read_id_file(tmp_path / "ids.csv", num_samples=5)

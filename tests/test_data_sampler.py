@@ -147,3 +147,31 @@ def test_impossible_arguments(kwargs, message):
 def test_impossible_positions_raise_at_the_call(epoch, start, message):
     with pytest.raises(ValueError, match=message):
         EpochSampler(9, 3).batches(epoch, start)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_excluded_ids_are_never_drawn_and_the_others_once(world):
+    exclude = np.array([0, 7, 8, 22])
+    samplers = [EpochSampler(23, 3, rank=r, world_size=world, seed=5, exclude=exclude) for r in range(world)]
+    for epoch in range(3):
+        drawn = np.concatenate([ids for sampler in samplers for ids, _ in sampler.batches(epoch)])
+        assert sorted(drawn.tolist()) == sorted(set(range(23)) - set(exclude.tolist()))
+    sizes = [size for _, size in samplers[0].batches(0)]
+    assert sum(sizes) == 19
+    assert len(sizes) == len(samplers[0])
+    orders = [np.concatenate([ids for ids, _ in samplers[0].batches(epoch)]).tolist() for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+def test_excluding_nothing_changes_nothing():
+    plain, none = EpochSampler(23, 4, seed=1), EpochSampler(23, 4, seed=1, exclude=np.empty(0, np.int64))
+    for (a, size_a), (b, size_b) in zip(plain.batches(2), none.batches(2), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert size_a == size_b
+
+
+def test_excluding_too_many_or_from_shards():
+    with pytest.raises(ValueError, match="num_samples is 6 less 5 excluded; with batch_size 4 a rank"):
+        EpochSampler(6, 4, exclude=np.arange(5))
+    with pytest.raises(ValueError, match="exclude has 1 ids; it should be empty with aligned=True"):
+        EpochSampler(6, 2, aligned=True, exclude=np.array([1]))

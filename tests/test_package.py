@@ -36,7 +36,7 @@ LAYERS = [
     ["ops"],
     ["functional"],
     ["loss"],
-    ["issues", "advice", "compat"],
+    ["issues", "advice", "compat", "decisions"],
     ["integrations"],
     ["data", "models", "report"],
     ["config"],
@@ -46,7 +46,7 @@ LAYERS = [
     ["engine", "optim", "metrics", "checkpoint"],
     ["job", "run"],
     ["train"],
-    ["demo", "plan"],
+    ["demo", "plan", "review", "apply"],
 ]
 
 

@@ -49,6 +49,7 @@ def test_a_run_leaves_its_folder_with_pictures_and_all(tmp_path, capsys):
     printed = capsys.readouterr()
     folder = tmp_path / "demo-ac1-seed0"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "alpha.npz",
         "alpha.png",
         "checkpoints",
         "config.toml",
@@ -334,6 +335,41 @@ def test_noise_on_top_of_a_label_file_counts_the_files_labels_as_the_truth(tmp_p
     assert (data.given != 0).sum() == round(0.2 * 193)
     data = load_data(config(tmp_path, labels=str(tmp_path / "zeros.npy"), label_truth="dataset"))
     assert (data.truth == load_dataset("digits").train.labels[:193]).all()
+
+
+def test_samples_left_out_of_training_keep_their_ids_and_their_alpha_of_zero(tmp_path):
+    left_out = [3, 50, 192]
+    np.save(tmp_path / "out.npy", np.array(left_out))
+    run = config(tmp_path, name="run", exclude=str(tmp_path / "out.npy"))
+    train(run, create=linear)
+    dynamics = pd.read_csv(tmp_path / "run" / "dynamics.csv").set_index("index")
+    assert (dynamics["count"] == 3).sum() == 190
+    assert dynamics.index[dynamics["count"] == 0].tolist() == left_out
+    state = final_state(tmp_path / "run")
+    touched = state["table"]["alpha"].abs().amax(dim=1) > 0
+    assert (~touched).nonzero().flatten().tolist() == left_out
+    issues = pd.read_csv(tmp_path / "run" / "issues.csv").set_index("index")
+    assert len(issues) == 193
+    assert not issues.loc[left_out, "is_label_issue"].any()
+    np.save(tmp_path / "out.npy", np.array(left_out[:2]))
+    with pytest.raises(ValueError, match="the training labels are not the checkpoint's"):
+        train(run, resume=True, create=linear)
+    np.save(tmp_path / "out.npy", np.arange(190))
+    with pytest.raises(ValueError, match=r"together; it should be at most 3 together, the training images"):
+        train(run.with_values(name="other", drop_last=True), create=linear)
+    with pytest.raises(FileNotFoundError, match="there is no file of ids"):
+        load_data(run.with_values(exclude=str(tmp_path / "none.npy")))
+
+
+def test_a_label_file_of_the_samples_within_the_limit(tmp_path):
+    labels = np.arange(193) % 10
+    np.save(tmp_path / "labels.npy", labels)
+    data = load_data(config(tmp_path, labels=str(tmp_path / "labels.npy"), noise="none", noise_rate=0.0))
+    assert (data.given == labels).all()
+    assert len(data.dataset.train) == 193
+    np.save(tmp_path / "labels.npy", labels[:192])
+    with pytest.raises(ValueError, match="has 192 labels; it should have 1347"):
+        load_data(config(tmp_path, labels=str(tmp_path / "labels.npy")))
 
 
 def one_line_error(capsys, words) -> str:

@@ -3,7 +3,7 @@
 from fastac.data.augment import AUGMENTATIONS, channel_stats
 from fastac.data.datasets import DATASETS, load_dataset
 from fastac.data.decode import UnreadableImageError
-from fastac.data.label_files import read_label_file
+from fastac.data.label_files import labels_digest, read_id_file, read_label_file
 from fastac.data.loader import Batch, Loader
 from fastac.data.noise import NOISE_KINDS, inject_noise
 from fastac.data.sampler import EpochSampler
@@ -22,6 +22,8 @@ __all__ = [
     "UnreadableImageError",
     "channel_stats",
     "inject_noise",
+    "labels_digest",
     "load_dataset",
+    "read_id_file",
     "read_label_file",
 ]

@@ -1,8 +1,9 @@
-"""Label files: labels that replace a data set's own, by id (CIFAR-10N's, or a person's corrections)."""
+"""Files by sample: labels that replace a data set's own (CIFAR-10N's, a person's corrections), and lists of ids."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 import zipfile
 import zlib
@@ -13,13 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["read_label_file"]
+__all__ = ["labels_digest", "read_id_file", "read_label_file"]
 
 _WITH_NAME = re.compile(r"(?P<path>.+\.(npz|pt)):(?P<name>[^:/\\]+)", re.IGNORECASE)
 
 
-def read_label_file(spec: str, *, num_samples: int, num_classes: int) -> np.ndarray:
+def labels_digest(labels: np.ndarray) -> str:
+    """The fingerprint of (N,) int64 labels in the order of the ids: SHA-256, 64 hexadecimal digits."""
+    return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()
+
+
+def read_label_file(spec: str, *, num_samples: int, num_classes: int, limit: int | None = None) -> np.ndarray:
     """Read one label a sample, (num_samples,) int64 in [0, num_classes).
+
+    limit: a file of the first so many samples' labels is right too; the answer is then (limit,).
 
     spec, by suffix:
         labels.npy: (N,) integers, in the order of the ids.
@@ -39,10 +47,36 @@ def read_label_file(spec: str, *, num_samples: int, num_classes: int) -> np.ndar
     if not path.is_file():
         raise FileNotFoundError(f"there is no label file {path}")
     if path.suffix.lower() == ".csv":
-        labels = _read_csv(path, num_samples)
+        labels = _read_csv(path, num_samples, limit)
     else:
         labels = np.asarray(readers[path.suffix.lower()](path, name))
-    return _checked(spec, labels, num_samples, num_classes)
+    return _checked(spec, labels, limit if len(labels) == limit else num_samples, num_classes)
+
+
+def read_id_file(path: Path, *, num_samples: int) -> np.ndarray:
+    """Read sample ids, (n,) int64 in [0, num_samples), ascending; n may be 0.
+
+    path: a .csv file with a header that has the column index (others are ignored), or an .npy file of integers (n,);
+    no id twice. Raises FileNotFoundError, or ValueError that names the file, what it has and what it should have.
+    """
+    if path.suffix.lower() not in (".npy", ".csv"):
+        raise ValueError(f"{path}: a file of ids should end in .npy or .csv")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of ids {path}")
+    if path.suffix.lower() == ".csv":
+        return np.array(sorted(_read_rows(path, num_samples, ("index",))), dtype=np.int64)
+    ids = np.asarray(_read_npy(path, None))
+    if ids.dtype.kind not in "iu" or ids.ndim != 1:
+        raise ValueError(f"{path} has {ids.dtype} {ids.shape}; it should have integers (n,)")
+    outside = np.flatnonzero((ids < 0) | (ids >= num_samples))
+    if outside.size:
+        raise ValueError(f"{path} has the id {ids[outside[0]]}; ids should be in [0, {num_samples})")
+    ids, count = np.unique(ids.astype(np.int64), return_counts=True)
+    if (count > 1).any():
+        raise ValueError(
+            f"{path} has the id {ids[count > 1][0]} twice; every id should be there at most once"
+        )
+    return ids
 
 
 def _checked(spec: str, labels: np.ndarray, num_samples: int, num_classes: int) -> np.ndarray:
@@ -115,34 +149,10 @@ def _pick(path: Path, name: str | None, names: list[str]) -> str:
     return name
 
 
-def _read_csv(path: Path, num_samples: int) -> np.ndarray:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            reader = csv.DictReader(file)
-            header = reader.fieldnames or []
-            if "index" not in header or "label" not in header:
-                found = ",".join(map(str, header))
-                raise ValueError(
-                    f"{path} starts with {found!r}; its header should have the columns index and label"
-                )
-            labels: dict[int, int] = {}
-            for row in reader:
-                index, label = (
-                    _csv_integer(path, reader, row, "index"),
-                    _csv_integer(path, reader, row, "label"),
-                )
-                if not 0 <= index < num_samples:
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: index {index}; it should be in [0, {num_samples})"
-                    )
-                if index in labels:
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: index {index} for the second time; "
-                        "every id should be there exactly once"
-                    )
-                labels[index] = label
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} should be a CSV file in UTF-8: {error}") from error
+def _read_csv(path: Path, num_samples: int, limit: int | None) -> np.ndarray:
+    labels = {index: label for index, (label,) in _read_rows(path, num_samples, ("index", "label")).items()}
+    if len(labels) == limit and max(labels) < limit:
+        num_samples = limit
     if len(labels) != num_samples:
         missing = next(i for i in range(num_samples) if i not in labels)
         raise ValueError(
@@ -150,6 +160,34 @@ def _read_csv(path: Path, num_samples: int) -> np.ndarray:
             "every id should be there exactly once"
         )
     return np.array([labels[i] for i in range(num_samples)], dtype=np.int64)
+
+
+def _read_rows(path: Path, num_samples: int, columns: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
+    """The integers of `columns`, of which the first is index, by index."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or []
+            if not set(columns) <= set(header):
+                found = ",".join(map(str, header))
+                wanted = "columns index and label" if len(columns) > 1 else "column index"
+                raise ValueError(f"{path} starts with {found!r}; its header should have the {wanted}")
+            rows: dict[int, tuple[int, ...]] = {}
+            for row in reader:
+                index, *others = (_csv_integer(path, reader, row, column) for column in columns)
+                if not 0 <= index < num_samples:
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: index {index}; it should be in [0, {num_samples})"
+                    )
+                if index in rows:
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: index {index} for the second time; "
+                        f"every id should be there {'exactly' if others else 'at most'} once"
+                    )
+                rows[index] = tuple(others)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} should be a CSV file in UTF-8: {error}") from error
+    return rows
 
 
 def _csv_integer(path: Path, reader: Any, row: dict[str, Any], column: str) -> int:

@@ -25,6 +25,7 @@ class EpochSampler:
     of (seed, epoch, rank), for a ShardedAlphaTable with placement="aligned". Steps an epoch and the sizes of the
     global batches are as without it; which samples meet at a step then depends on W.
 
+    exclude: (n,) int64 ids to leave out of every epoch; the others keep theirs.
     batch_size: rows a rank and step, B. rank, world_size: this process among W. shuffle=False: the order is
     0, 1, … in every epoch. drop_last: leave out an incomplete last global batch instead.
 
@@ -42,6 +43,7 @@ class EpochSampler:
         shuffle: bool = True,
         drop_last: bool = False,
         aligned: bool = False,
+        exclude: np.ndarray | None = None,
     ) -> None:
         for name, value in (
             ("num_samples", num_samples),
@@ -55,18 +57,30 @@ class EpochSampler:
         self.num_samples, self.batch_size = num_samples, batch_size
         self.rank, self.world_size = rank, world_size
         self.seed, self.shuffle, self.drop_last, self.aligned = seed, shuffle, drop_last, aligned
+        self._kept = None  # ids to draw from, None for all
+        if exclude is not None and exclude.size:
+            if aligned:  # shards of unlike sizes have unlike numbers of steps
+                raise ValueError(f"exclude has {exclude.size} ids; it should be empty with aligned=True")
+            self._kept = np.delete(np.arange(num_samples), exclude)
         self._steps = self._count_steps()
 
     def _count_steps(self) -> int:
         rows = self.batch_size * self.world_size
         smallest = rows if self.drop_last else min(2, self.batch_size) * self.world_size
-        if self.num_samples < smallest:
+        drawn = self._drawn
+        if drawn < smallest:
+            left_out = f" less {self.num_samples - drawn} excluded" if drawn < self.num_samples else ""
             raise ValueError(
-                f"num_samples is {self.num_samples}; with batch_size {self.batch_size} a rank, world_size "
+                f"num_samples is {self.num_samples}{left_out}; with batch_size {self.batch_size} a rank, world_size "
                 f"{self.world_size} and drop_last={self.drop_last} it should be at least {smallest}"
             )
-        full, rest = divmod(self.num_samples, rows)
+        full, rest = divmod(drawn, rows)
         return full + (rest >= smallest)
+
+    @property
+    def _drawn(self) -> int:
+        """Samples an epoch has, an incomplete batch included."""
+        return self.num_samples if self._kept is None else len(self._kept)
 
     def __len__(self) -> int:
         """Steps an epoch, the same on every rank."""
@@ -81,8 +95,9 @@ class EpochSampler:
         return self._batches(epoch, start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, int]]:
-        n, rows = self.num_samples, self.batch_size * self.world_size
+        n, rows = self._drawn, self.batch_size * self.world_size
         order = self._own_order(epoch) if self.aligned else self._order(n, epoch)
+        order = order if self._kept is None else self._kept[order]
         for step in range(start, len(self)):
             joins_rest = step == len(self) - 1 and not self.drop_last
             size = n - step * rows if joins_rest else rows

@@ -1,1 +1,5 @@
-"""Pictures of a run: `plots` has curves and the histogram of α, `contact_sheet` suspicious samples."""
+"""Pictures of a run, and the page to review labels on."""
+
+from fastac.report.page import write_review_page
+
+__all__ = ["write_review_page"]

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fastac.extras import require
+from fastac.report.offsets import centered_rows
 from fastac.report.plots import BLUE, VERMILLION, drawing, new_figure, plain_text, write_png
 
 if TYPE_CHECKING:
@@ -302,7 +301,7 @@ def _cards(samples: _Samples, shown: pd.DataFrame, alpha: Any, true_labels: Any)
         true = _labels("true_labels", true[ids], num_classes)
     rows = None
     if alpha is not None and "aum" not in shown:
-        rows = _centered_rows(alpha, ids, len(samples), num_classes)
+        rows = centered_rows(alpha, ids, len(samples), num_classes)
     return [
         _Card(
             index=int(ids[i]),
@@ -335,26 +334,6 @@ def _score(issue: pd.Series[Any]) -> str:
     if math.isnan(issue["alpha_min"]):
         return f"α {_number(issue['alpha_max'], signed=True)}"
     return f"α̂ from {_number(issue['alpha_min'], signed=True)} to {_number(issue['alpha_max'], signed=True)}"
-
-
-def _centered_rows(alpha: Any, ids: np.ndarray, num_samples: int, num_classes: int) -> np.ndarray | None:
-    """α̂ of these samples, (len(ids), K) float64; None for AC2."""
-    values = alpha.dense() if hasattr(alpha, "dense") else alpha
-    values = values if isinstance(values, Tensor) else np.asarray(values)
-    shape = tuple(values.shape)
-    if shape not in ((num_samples,), (num_samples, num_classes)):
-        raise ValueError(f"alpha must be ({num_samples}, {num_classes}) or ({num_samples},), got {shape}")
-    if len(shape) == 1:
-        return None
-    if isinstance(values, Tensor):
-        rows = values.detach()[torch.tensor(ids, device=values.device)].double().cpu().numpy()
-    else:
-        rows = values[ids].astype(np.float64)
-    if not np.isfinite(rows).all():
-        raise ValueError(
-            f"alpha must be finite, it is not for sample {ids[~np.isfinite(rows).all(axis=1)][0]}"
-        )
-    return rows - rows.mean(axis=1, keepdims=True)
 
 
 def _limits(cards: list[_Card]) -> tuple[float, float]:

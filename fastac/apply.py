@@ -1,0 +1,258 @@
+"""`python -m fastac.apply DECISIONS`: corrected labels to train on again, from what a person decided on the page."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import shutil
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastac.config import Config, read_config
+from fastac.data import labels_digest, read_id_file, read_label_file
+from fastac.decisions import KINDS, Decision, DecisionFile, guard_cell, read_decisions
+from fastac.run import RunFolder
+
+__all__ = ["Applied", "apply_decisions", "main"]
+
+_CHANGES = (
+    "index",
+    "old_label",
+    "new_label",
+    "old_class",
+    "new_class",
+    "decision",
+    "source",
+    "time",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the folder and say how to train on it. Exit status 2: a user's error."""
+    parser = argparse.ArgumentParser(prog="python -m fastac.apply", description=__doc__)
+    parser.add_argument(
+        "decisions", metavar="DECISIONS", nargs="+", type=Path, help="files that the page exported"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--run", type=Path, help="folder of the run (default: looked for by the name in DECISIONS)"
+    )
+    source.add_argument(
+        "--labels", help="the labels that were reviewed, where they were no run's: a label file"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: RUN/corrected)")
+    options = parser.parse_args(argv)
+    try:
+        applied = apply_decisions(
+            options.decisions, run=options.run, labels=options.labels, output=options.output
+        )
+    except (ValueError, ImportError, OSError) as error:
+        if os.environ.get("FASTAC_DEBUG") == "1":
+            raise
+        print(f"fastac.apply: error: {error}", file=sys.stderr)
+        return 2
+    print(applied.text())
+    return 0
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What was written, and how many decisions there were of each kind."""
+
+    output: Path
+    counts: dict[str, int]
+    changed: int
+    excluded: int
+    run: RunFolder | None
+    config: Config | None
+
+    def text(self) -> str:
+        counts = ", ".join(f"{self.counts[kind]} {kind}" for kind in KINDS if self.counts.get(kind))
+        lines = [f"decisions: {counts or 'none'}", f"in {self.output}:"]
+        lines.append(f"  labels.csv   the labels, {self.changed} of them changed")
+        lines.append(f"  exclude.csv  {self.excluded} samples to leave out of training")
+        lines.append("  changes.csv  every change, with its old label")
+        if self.run is not None and self.config is not None:
+            lines.append(f"to train on them: {retrain_command(self.run, self.config, self.output)}")
+        return "\n".join(lines)
+
+
+def retrain_command(run: RunFolder, config: Config, output: Path) -> str:
+    """The command that trains as the run did, on the labels in `output`."""
+    words = ["python", "-m", "fastac.train", "--recipe", str(run.config)]
+    words += ["--labels", str(output / "labels.csv"), "--exclude", str(output / "exclude.csv")]
+    if config.data.noise != "none":  # the labels have it in them
+        words += ["--noise", "none", "--noise-rate", "0"]
+    return shlex.join(words)
+
+
+def apply_decisions(
+    paths: Sequence[Path], *, run: Path | None = None, labels: str | None = None, output: Path | None = None
+) -> Applied:
+    """Apply exported decisions to the labels that they were made for.
+
+    paths: files that the review page exported; several people's, if they don't contradict each other.
+    run: the run's folder; None: looked for beside the files and as runs/NAME. labels: in its place the label file
+        that was reviewed. output: a folder that does not exist yet; None: RUN/corrected, with a number if that is
+        taken.
+
+    Writes labels.csv (index, label) for `fastac.train --labels`, exclude.csv (index) for `--exclude`: what is dropped
+    now and what the run left out before, unless it is kept or relabelled now; and changes.csv. Raises
+    FileNotFoundError or ValueError, and nothing written, for decisions that are wrong or made for other data.
+    """
+    files = [read_decisions(Path(path)) for path in paths]
+    head = files[0]
+    folder = config = None
+    excluded = np.empty(0, np.int64)
+    if labels is not None:
+        size = {"num_samples": head.num_samples, "num_classes": len(head.class_names)}
+        given, where = read_label_file(labels, **size), labels
+    else:
+        folder = RunFolder(_find_run(head) if run is None else Path(run))
+        given, where = folder.read_labels(), str(folder.labels)
+        config = read_config(folder.path)
+        _check_classes(folder, head)
+        if config.data.exclude is not None:
+            excluded = read_id_file(Path(config.data.exclude), num_samples=len(given))
+    decisions = _checked(files, given, where)
+    corrected = given.copy()
+    for decision in decisions:
+        if decision.kind == "relabel":
+            corrected[decision.index] = decision.label
+    dropped, decided = _ids(decisions, "drop"), _ids(decisions, "keep", "relabel")
+    excluded = np.union1d(np.setdiff1d(excluded, decided), dropped).astype(np.int64)
+    place = _write(_places(output, folder), corrected, excluded, decisions, head.class_names)
+    counts = dict(Counter(decision.kind for decision in decisions))
+    return Applied(place, counts, int((corrected != given).sum()), len(excluded), folder, config)
+
+
+# ---- what the decisions are about
+
+
+def _find_run(file: DecisionFile) -> Path:
+    """The folder of the run that a file names."""
+    name = file.run if file.run == Path(file.run).name else ""
+    beside = file.path.resolve().parent
+    places = [beside, beside.parent] if beside.name == name else [beside]
+    places += [base / name for base in (beside, Path("runs"), Path()) if name]
+    for place in places:
+        folder = RunFolder(place)
+        if folder.labels.is_file() and folder.config.is_file():
+            return place
+    looked = ", ".join(map(str, dict.fromkeys(places)))
+    raise FileNotFoundError(
+        f"{file.path} is of the run {file.run!r}, which is not in {looked}: give its folder, --run RUN"
+    )
+
+
+def _check_classes(folder: RunFolder, file: DecisionFile) -> None:
+    if not folder.result.is_file():
+        raise FileNotFoundError(f"{folder.path} has no {folder.result.name}: the run has not come to its end")
+    classes = json.loads(folder.result.read_text(encoding="utf-8")).get("classes")
+    if classes != len(file.class_names):
+        raise ValueError(
+            f"{file.path} was made for {len(file.class_names)} classes; {folder.path} has {classes}"
+        )
+
+
+def _checked(files: Sequence[DecisionFile], given: np.ndarray, where: str) -> list[Decision]:
+    """All decisions, by id, if they were made for these labels and don't contradict each other."""
+    found: dict[int, Decision] = {}
+    for file in files:
+        if file.fingerprint != labels_digest(given) or file.num_samples != len(given):
+            raise ValueError(
+                f"{file.path} was made for other data, of the run {file.run!r}: its fingerprint is "
+                f"{file.fingerprint[:12]}… of {file.num_samples} labels, that of {where} is "
+                f"{labels_digest(given)[:12]}… of {len(given)}"
+            )
+        if file.class_names != files[0].class_names:
+            raise ValueError(
+                f"{file.path} has other class names than {files[0].path}; they should be the same"
+            )
+        for decision in file.decisions:
+            if decision.given != given[decision.index]:
+                raise ValueError(
+                    f"{decision.where}: given_label is {decision.given}; in {where} it is {given[decision.index]} for "
+                    f"id {decision.index}"
+                )
+            other = found.setdefault(decision.index, decision)
+            if other.content != decision.content:
+                raise ValueError(
+                    f"{decision.where}: id {decision.index} has another decision in {other.where}; it should have one"
+                )
+    return [found[index] for index in sorted(found)]
+
+
+def _ids(decisions: Iterable[Decision], *kinds: str) -> np.ndarray:
+    return np.array([decision.index for decision in decisions if decision.kind in kinds], dtype=np.int64)
+
+
+# ---- what is written
+
+
+def _places(output: Path | None, folder: RunFolder | None) -> list[Path]:
+    """The folders to try, in this order."""
+    if output is not None:
+        return [Path(output)]
+    if folder is None:
+        raise ValueError("output was not given; with labels it should be a new folder, --output DIR")
+    names = ["corrected", *(f"corrected-{number}" for number in range(2, 1000))]
+    return [folder.path / name for name in names]
+
+
+def _write(
+    places: list[Path],
+    labels: np.ndarray,
+    excluded: np.ndarray,
+    decisions: Sequence[Decision],
+    class_names: Sequence[str],
+) -> Path:
+    """The files, in the first of `places` that does not exist; whole or not at all."""
+    parent = places[0].absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    draft = parent / f".new-{uuid.uuid4().hex}"
+    draft.mkdir()
+    try:
+        _write_csv(draft / "labels.csv", ("index", "label"), enumerate(labels.tolist()))
+        _write_csv(draft / "exclude.csv", ("index",), ([i] for i in excluded.tolist()))
+        changes = (_change(decision, class_names) for decision in decisions)
+        _write_csv(draft / "changes.csv", _CHANGES, (row for row in changes if row))
+        for place in places:
+            if not place.exists():
+                draft.rename(place)
+                return place
+        raise ValueError(f"output was {str(places[0])!r}, which exists; it should be a new folder")
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _change(decision: Decision, class_names: Sequence[str]) -> list[Any]:
+    """A row of changes.csv; empty where the label stays as it is."""
+    if decision.kind not in ("relabel", "drop"):
+        return []
+    new = decision.label
+    names = [class_names[decision.given], "" if new is None else class_names[new]]
+    cells = [*names, decision.kind, decision.source, decision.time]
+    return [decision.index, decision.given, "" if new is None else new, *map(guard_cell, cells)]
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerow(columns)
+        # Texts in quotes, because Python before 3.13 leaves a carriage return in a cell bare.
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

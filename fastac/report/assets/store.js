@@ -1,0 +1,117 @@
+// The decisions, their undo and redo, and where the browser keeps them.
+// A decision: { decision, label, given, time }; label is null for drop and unsure.
+
+const WORDS = { keep: "kept", relabel: "relabelled", drop: "dropped", unsure: "unsure" };
+const STORAGE_KEY = `fastac-review:${page.storage_key}`;
+const STEPS_KEPT = 200;
+const decisions = new Map();
+let done = []; // steps that can be undone; a step is a list of { id, before, after }
+let undone = [];
+let storageWorks = true;
+let changed = () => {}; // set by main.js: called with the ids whose decision changed
+
+function validDecision(id, entry) {
+  const isClass = (label) => Number.isInteger(label) && label >= 0 && label < names.length;
+  return Number.isInteger(id) && id >= 0 && id < page.num_samples && entry !== null && typeof entry === "object"
+    && typeof entry.decision === "string" && Object.hasOwn(WORDS, entry.decision) && isClass(entry.given)
+    && typeof entry.time === "string" && !Number.isNaN(Date.parse(entry.time))
+    && (entry.decision === "keep" ? entry.label === entry.given
+      : entry.decision === "relabel" ? isClass(entry.label) && entry.label !== entry.given : entry.label === null);
+}
+
+function place(id, entry) {
+  if (entry === null) decisions.delete(id);
+  else decisions.set(id, entry);
+}
+
+function commit(step) {
+  for (const { id, after } of step) place(id, after);
+  done.push(step);
+  undone = [];
+  keepInBrowser();
+  changed(step.map(({ id }) => id));
+}
+
+// Undo or redo one step; returns the ids it changed, none where there is no step.
+function travel(back) {
+  const [from, to] = back ? [done, undone] : [undone, done];
+  const step = from.pop();
+  if (step === undefined) return [];
+  for (const { id, before, after } of step) place(id, back ? before : after);
+  to.push(step);
+  keepInBrowser();
+  const ids = step.map(({ id }) => id);
+  changed(ids);
+  return ids;
+}
+
+function decide(position, decision, label = null) {
+  const id = page.index[position], given = page.given[position];
+  if (decision === "relabel" && label === given) decision = "keep";
+  if (decision === "keep") label = given;
+  const after = decision === null ? null : { decision, label, given, time: now() };
+  const before = decisions.get(id) ?? null;
+  if (before === null && after === null) return;
+  commit([{ id, before, after }]);
+}
+
+function now() {
+  return new Date().toISOString().replace(/\.\d+Z$/, "Z");
+}
+
+function keepInBrowser() {
+  if (!storageWorks) return;
+  const write = (steps) => localStorage.setItem(STORAGE_KEY, JSON.stringify({ decisions: [...decisions], ...steps }));
+  try {
+    try {
+      write({ done: done.slice(-STEPS_KEPT), undone: undone.slice(-STEPS_KEPT) });
+    } catch {
+      write({ done: [], undone: [] }); // a browser has room for some megabytes: decisions first
+    }
+  } catch (error) {
+    storageFailed(error);
+  }
+}
+
+function storageFailed(error) {
+  storageWorks = false;
+  notice(`This browser does not keep decisions for this page (${error.name}): what you decide now is lost when it is `
+    + "closed. Export it before that.", "error");
+}
+
+function readFromBrowser() {
+  let text = null;
+  try {
+    text = localStorage.getItem(STORAGE_KEY);
+  } catch (error) {
+    storageFailed(error);
+  }
+  if (text !== null) takeState(text);
+}
+
+function takeState(text) {
+  try {
+    const state = JSON.parse(text);
+    const entries = state.decisions.filter(([id, entry]) => validDecision(id, entry));
+    const isStep = (step) => Array.isArray(step) && step.every(({ id, before, after }) =>
+      [before, after].every((entry) => entry === null || validDecision(id, entry)));
+    const steps = [state.done, state.undone].map((list) => list.every(isStep) ? list : []);
+    if (entries.length < state.decisions.length) throw new RangeError("some are not valid");
+    decisions.clear();
+    for (const [id, entry] of entries) decisions.set(id, entry);
+    [done, undone] = steps;
+  } catch (error) {
+    notice(`The decisions that this browser kept for this page can't be read (${error.message}).`, "error");
+  }
+}
+
+// The same page in another tab.
+window.addEventListener("storage", (event) => {
+  if (event.key !== STORAGE_KEY || event.newValue === null) return;
+  takeState(event.newValue);
+  changed([...page.index]);
+});
+
+window.addEventListener("beforeunload", (event) => {
+  if (!storageWorks && decisions.size > 0) event.preventDefault();
+});

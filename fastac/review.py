@@ -1,0 +1,175 @@
+"""`python -m fastac.review RUN`: the page on which a person decides about a run's most suspicious labels."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import webbrowser
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastac.config import Config, read_config
+from fastac.data import FolderImages, Samples, UnreadableImageError
+from fastac.extras import require
+from fastac.job import load_data
+from fastac.report.offsets import TopOffsets
+from fastac.report.page import default_top, write_review_page
+from fastac.run import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["main", "review"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page and open it. Exit status 2: a user's error."""
+    parser = argparse.ArgumentParser(prog="python -m fastac.review", description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "--top",
+        type=int,
+        help="how many samples; default: as many as are flagged, at least 100 and at most 5,000",
+    )
+    parser.add_argument(
+        "--issues",
+        type=Path,
+        metavar="FILE",
+        help="another ranking of the run's labels (default: RUN/issues.csv)",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the page (default: RUN/review.html)")
+    parser.add_argument("--data-dir", help="where the data set's files are now (default: where they were)")
+    parser.add_argument("--no-open", action="store_true", help="don't open the page in a browser")
+    options = parser.parse_args(argv)
+    try:
+        page = review(
+            options.run,
+            top=options.top,
+            issues=options.issues,
+            output=options.output,
+            data_dir=options.data_dir,
+        )
+    except (ValueError, ImportError, OSError) as error:
+        if os.environ.get("FASTAC_DEBUG") == "1":
+            raise
+        print(f"fastac.review: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if not options.no_open and _has_display():
+        webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def review(
+    run: Path,
+    *,
+    top: int | None = None,
+    issues: Path | None = None,
+    output: Path | None = None,
+    data_dir: str | None = None,
+) -> Path:
+    """Write the review page of a run, and return where it is; the arguments are the command's.
+
+    Raises FileNotFoundError or ValueError for a run that has not ended, and for data that is gone or has changed.
+    """
+    folder = RunFolder(Path(run))
+    config = read_config(folder.path)
+    given, ranking = folder.read_labels(), _ranking(folder, issues)
+    samples = _samples(folder, config, given, data_dir)
+    shown = ranking.head(default_top(ranking) if top is None else top)
+    flagged = int(ranking["is_label_issue"].sum())
+    name, c = str(config.run.name), config
+    page = folder.review if output is None else Path(output)
+    write_review_page(
+        page,
+        shown,
+        class_names=samples.class_names,
+        labels=given,
+        images=_readable(samples),
+        alpha=_arrays(folder.alpha, lambda file: TopOffsets(file["index"], file["classes"], file["values"])),
+        history=_arrays(folder.history, lambda file: {key: file[key] for key in ("index", "epoch", "score")}),
+        title=f"Label review: {name}",
+        subtitle=f"{c.data.dataset}, {c.model.model}, {c.loss.loss}, seed {c.run.seed}: {flagged:,} of {len(given):,} "
+        f"labels flagged, the {len(shown):,} most suspicious shown",
+        run=name,
+        top=len(shown),
+    )
+    return page
+
+
+def _ranking(folder: RunFolder, other: Path | None) -> pd.DataFrame:
+    """issues.csv, or another file of its columns; class names and paths such as "NA" stay text."""
+    pandas = require("pandas", "report")
+    path = folder.issues if other is None else other
+    if not path.is_file():
+        if other is not None:
+            raise FileNotFoundError(f"there is no ranking {other}")
+        raise FileNotFoundError(
+            f"{folder.path} has no {path.name}: the run has not come to its end, or recorded neither α nor dynamics; "
+            f"to go on with it: python -m fastac.train --resume {folder.path}"
+        )
+    texts = dict.fromkeys(("given_class", "suggested_class", "path", "kind"), str)
+    types = {"suggested_label": "Int64", **texts}
+    try:
+        ranking = pandas.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+    except ValueError as error:  # pandas' parser errors are
+        raise ValueError(f"{path} can't be read: {error}") from error
+    if "is_label_issue" not in ranking:
+        raise ValueError(f"{path} has no column is_label_issue; it should be a ranking that fastac wrote")
+    return ranking
+
+
+def _samples(folder: RunFolder, config: Config, given: np.ndarray, data_dir: str | None) -> Samples:
+    """The run's training samples, loaded again, if their labels are still those that it was trained on."""
+    if data_dir is not None:
+        config = config.with_values(data_dir=data_dir)
+    data = load_data(config)
+    if len(data.given) != len(given):
+        change = f"there are {len(data.given)} samples now, and {len(given)} in {folder.labels}"
+    else:
+        differ = np.flatnonzero(data.given != given)
+        if not differ.size:
+            return data.dataset.train
+        change = f"{differ.size} labels are not those of {folder.labels}, the first of id {differ[0]}"
+    raise ValueError(f"the data has changed since the run: {change}; its ids may be those of other images")
+
+
+def _readable(samples: Samples) -> Callable[[int], np.ndarray | None]:
+    """The image of a sample; None where its file cannot be decoded and the run has left such files out."""
+
+    def image(index: int) -> np.ndarray | None:
+        try:
+            return samples.image(index)
+        except UnreadableImageError:
+            images = samples.images
+            if isinstance(images, FolderImages) and images.on_bad_image == "skip":
+                return None
+            raise
+
+    return image
+
+
+def _arrays(path: Path, read: Callable[[Any], Any]) -> Any:
+    """What is in an optional .npz file, None where there is none."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return read(file)
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} can't be read, remove it to go on without: {error}") from error
+
+
+def _has_display() -> bool:
+    return sys.platform in ("win32", "darwin") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""python -m fastac.review: a run's page from its files and its data, and runs of which there is none."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import webbrowser
+
+import numpy as np
+import pandas as pd
+import pytest
+import training_runs as runs
+from PIL import Image
+
+from fastac import review
+from fastac.data import load_dataset
+from fastac.run import write_offsets
+from fastac.train import train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small run on digits."""
+    output = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        runs.without_pictures(patch)
+        train(runs.config(output, name="small"), create=runs.linear)
+    return output / "small"
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "small")
+    return tmp_path / "small"
+
+
+def content(path):
+    (block,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.S
+    )
+    return json.loads(block)
+
+
+def test_the_page_is_the_runs(run, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(review, "_has_display", lambda: True)
+    assert review.main([str(run), "--top", "12"]) == 0
+    assert opened == [(run / "review.html").as_uri()]
+    assert str(run / "review.html") in capsys.readouterr().out
+    page, issues = content(run / "review.html"), pd.read_csv(run / "issues.csv").head(12)
+    assert page["index"] == issues["index"].tolist()
+    assert page["given"] == issues["given_label"].tolist()
+    assert page["suggested"] == issues["suggested_label"].tolist()
+    assert page["run"] == "small"
+    assert page["num_samples"] == 193
+    assert page["class_names"] == [str(k) for k in range(10)]
+    assert page["scores"]["alpha_max"] == pytest.approx(issues["alpha_max"].tolist(), rel=1e-5)
+    for classes, values, high, low in zip(
+        page["alpha"]["classes"],
+        page["alpha"]["values"],
+        issues["alpha_max"],
+        issues["alpha_min"],
+        strict=True,
+    ):
+        assert len(classes) == len(set(classes)) == 6
+        assert values == sorted(values, reverse=True)
+        assert max(np.abs(values)) == pytest.approx(max(high, -low), rel=1e-3)
+    pixels = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))) for uri in page["image"]
+    ]
+    digits = load_dataset("digits").train
+    np.testing.assert_array_equal(pixels, digits.images[issues["index"], :, :, 0])
+
+
+def test_one_number_a_sample_has_no_top_classes(finished, tmp_path):
+    issues = pd.read_csv(finished / "issues.csv")
+    write_offsets(tmp_path / "alpha.npz", np.zeros(193), issues, 10)  # AC2's α
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_display_nothing_opens(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(webbrowser, "open", lambda url: pytest.fail("opened"))
+    monkeypatch.setattr(review.sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert review.main([str(run), "--output", str(tmp_path / "there.html")]) == 0
+    assert len(content(tmp_path / "there.html")["index"]) >= 100
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert review.main([str(run), "--no-open"]) == 0
+
+
+def test_a_history_is_shown_where_there_is_one(run):
+    index = pd.read_csv(run / "issues.csv")["index"].to_numpy()[:3]
+    np.savez(run / "history.npz", index=index, epoch=np.arange(1, 4), score=np.arange(9.0).reshape(3, 3))
+    page = content(review.review(run, top=4))
+    assert page["history"] == {"epoch": [1, 2, 3], "score": [[0, 3, 6], [1, 4, 7], [2, 5, 8], None]}
+    (run / "history.npz").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="history.npz can't be read, remove it to go on without"):
+        review.review(run)
+
+
+def test_names_that_pandas_would_take_for_nothing(run):
+    issues = pd.read_csv(run / "issues.csv")
+    issues["kind"], issues["path"] = "NA", "null"
+    issues.loc[0, "suggested_label"] = None
+    issues.astype({"suggested_label": "Int64"}).to_csv(run / "issues.csv", index=False)
+    page = content(review.review(run, top=2))
+    assert page["kind"] == ["NA", "NA"]
+    assert page["path"] == ["null", "null"]
+    assert page["suggested"][0] is None
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("config.toml", "is not a run folder: it has no config.toml"),
+        ("labels.csv", "is not the folder of a run: it has no labels.csv"),
+        ("issues.csv", "has no issues.csv: the run has not come to its end"),
+    ],
+)
+def test_files_that_are_missing(run, capsys, file, message):
+    (run / file).unlink()
+    before = sorted(run.rglob("*"))
+    assert review.main([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(run) in error
+    assert sorted(run.rglob("*")) == before
+
+
+def test_another_ranking(run, tmp_path, capsys):
+    issues = pd.read_csv(run / "issues.csv")
+    issues.iloc[::-1].to_csv(tmp_path / "other.csv", index=False)
+    arguments = [str(run), "--no-open", "--top", "9", "--issues"]
+    assert review.main([*arguments, str(tmp_path / "other.csv")]) == 0
+    assert content(run / "review.html")["index"] == issues["index"].tolist()[::-1][:9]
+    assert review.main([*arguments, str(tmp_path / "none.csv")]) == 2
+    assert "there is no ranking" in capsys.readouterr().err
+    assert review.main([*arguments, str(run / "labels.csv")]) == 2
+    assert "is_label_issue" in capsys.readouterr().err
+
+
+def test_data_that_is_gone_or_has_changed(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "data" / "train"
+    for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+        (data / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (60, 40), colour).save(data / name / f"{i}.png")
+    runs.without_pictures(monkeypatch)
+    changes = {
+        "dataset": "folder",
+        "data_dir": str(tmp_path / "data"),
+        "image_size": 8,
+        "train_limit": None,
+        "noise": "none",
+        "noise_rate": 0.0,
+        "augment": "none",
+        "batch_size": 4,
+        "epochs": 1,
+        "warmup_epochs": 0.0,
+    }
+    train(runs.config(tmp_path, name="folder", **changes), create=runs.linear)
+    run = tmp_path / "folder"
+    page = content(review.review(run))
+    assert sorted(page["path"]) == sorted(f"{name}/{i}.png" for name in ("blue", "red") for i in range(8))
+    assert all(uri.startswith("data:image/jpeg") for uri in page["image"])  # 60 × 40: no longer lossless
+    (data / "red" / "0.png").write_bytes(b"no image")
+    assert review.main([str(run)]) == 2
+    assert "cannot decode the image" in capsys.readouterr().err
+    (data / "red" / "0.png").rename(data / "blue" / "8.png")
+    assert review.main([str(run)]) == 2
+    assert "the data has changed since the run: 1 labels are not those of" in capsys.readouterr().err
+    (data / "blue" / "8.png").unlink()
+    assert review.main([str(run)]) == 2
+    assert "there are 15 samples now, and 16 in" in capsys.readouterr().err
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert review.main([str(run)]) == 2
+    assert "is not a folder: --data-dir should hold train/" in capsys.readouterr().err
+    Image.new("RGB", (60, 40)).save(tmp_path / "moved" / "train" / "red" / "0.png")
+    assert review.main([str(run), "--data-dir", str(tmp_path / "moved"), "--no-open"]) == 0
