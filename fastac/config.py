@@ -212,6 +212,9 @@ class RunConfig(Section):
     checkpoint_hist: int = key(2, "how many checkpoints are kept", low=1, on_resume=True)
     log_interval: int = key(50, "steps between readings of the running metrics", low=1, on_resume=True)
     max_steps: int = key(0, "stop after so many steps, for trying out; 0: none", low=0, on_resume=True)
+    score_history: bool = key(
+        True, "keep each sample's AUM as of each epoch (2 bytes each) for the review page", on_resume=True
+    )
     issues_percent: float | None = key(
         None, "share of the training set in percent that issues.csv flags", above=0, high=100, on_resume=True
     )

@@ -16,6 +16,7 @@ import numpy as np
 from fastac.config import Config, read_config
 from fastac.data import FolderImages, Samples, UnreadableImageError
 from fastac.extras import require
+from fastac.history import ScoreHistory
 from fastac.job import load_data
 from fastac.report.offsets import TopOffsets
 from fastac.report.page import default_top, write_review_page
@@ -92,7 +93,7 @@ def review(
         labels=given,
         images=_readable(samples),
         alpha=_arrays(folder.alpha, lambda file: TopOffsets(file["index"], file["classes"], file["values"])),
-        history=_arrays(folder.history, lambda file: {key: file[key] for key in ("index", "epoch", "score")}),
+        history=ScoreHistory(folder.history).read(shown["index"].to_numpy()),
         title=f"Label review: {name}",
         subtitle=f"{c.data.dataset}, {c.model.model}, {c.loss.loss}, seed {c.run.seed}: {flagged:,} of {len(given):,} "
         f"labels flagged, the {len(shown):,} most suspicious shown",

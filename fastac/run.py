@@ -57,7 +57,7 @@ class RunFolder:
         self.alpha_plot = path / "alpha.png"
         self.contact_sheet = path / "contact_sheet.png"
         self.alpha = path / "alpha.npz"
-        self.history = path / "history.npz"
+        self.history = path / "history"
         self.review = path / "review.html"
         self.result = path / "result.json"
 

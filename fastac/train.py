@@ -29,6 +29,7 @@ from fastac.config import Config, load_config, parse_command_line, read_config, 
 from fastac.data import Batch, Loader
 from fastac.engine import Engine, create_engine
 from fastac.extras import require
+from fastac.history import ScoreHistory
 from fastac.job import Job, load_data
 from fastac.metrics import Figures, Meter, MetricsLog, Progress
 from fastac.models import create_model
@@ -217,6 +218,7 @@ def fit(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal)
     if first:
         tensorboard = folder.tensorboard if c.run.tensorboard else None
         log = MetricsLog(folder.metrics, tensorboard, position.epoch, position.step)
+        ScoreHistory(folder.history).forget_after(position.epoch)
     progress = Progress(first, c.optimizer.epochs, job.steps_per_epoch, job.last_step)
     try:
         while True:
@@ -224,7 +226,7 @@ def fit(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal)
                 train_epoch(job, folder, checkpoints, log, progress, stop)
             if position.batch == 0:  # a run that had come to its end before
                 break
-            test = end_epoch(job, log, progress)
+            test = end_epoch(job, folder, log, progress)
             if c.run.checkpoint_every == 0 or position.step >= job.last_step:
                 save(job, checkpoints)
             if position.step >= job.last_step:
@@ -316,10 +318,10 @@ def stopped(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSig
     )
 
 
-def end_epoch(job: Job, log: MetricsLog | None, progress: Progress) -> Figures | None:
+def end_epoch(job: Job, folder: RunFolder, log: MetricsLog | None, progress: Progress) -> Figures | None:
     """Test, write the epoch's row, and make ready for the next epoch. Returns the figures on the test set."""
     position = job.position
-    job.sync_dynamics()
+    keep_scores(job, folder)
     train = Meter.figures(job.engine.sum(job.meter.totals))
     test = None if job.test_loader is None else evaluate(job, job.test_loader).figures
     row = {
@@ -340,6 +342,14 @@ def end_epoch(job: Job, log: MetricsLog | None, progress: Progress) -> Figures |
         position.next_epoch()
         job.meter.reset()
     return test
+
+
+def keep_scores(job: Job, folder: RunFolder) -> None:
+    """The score's history. All ranks call it."""
+    if job.dynamics is not None and job.config.run.score_history:
+        aum = job.dynamics.aum
+        if job.engine.rank == 0:
+            ScoreHistory(folder.history).write(job.position.epoch + 1, aum.cpu().numpy())
 
 
 def save(job: Job, checkpoints: Checkpoints) -> None:

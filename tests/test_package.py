@@ -22,7 +22,7 @@ LAYERS = [
         "parts",
         "collectives",
     ],
-    ["frames"],
+    ["frames", "history"],
     ["clock"],
     ["contract"],
     ["eager"],

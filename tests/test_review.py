@@ -91,14 +91,19 @@ def test_without_a_display_nothing_opens(run, monkeypatch, tmp_path):
     assert review.main([str(run), "--no-open"]) == 0
 
 
-def test_a_history_is_shown_where_there_is_one(run):
-    index = pd.read_csv(run / "issues.csv")["index"].to_numpy()[:3]
-    np.savez(run / "history.npz", index=index, epoch=np.arange(1, 4), score=np.arange(9.0).reshape(3, 3))
+def test_the_history_ends_with_the_aum(run):
     page = content(review.review(run, top=4))
-    assert page["history"] == {"epoch": [1, 2, 3], "score": [[0, 3, 6], [1, 4, 7], [2, 5, 8], None]}
-    (run / "history.npz").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="history.npz can't be read, remove it to go on without"):
+    aum = pd.read_csv(run / "dynamics.csv")["aum"]
+    files = sorted((run / "history").iterdir())
+    assert page["history"]["epoch"] == list(range(1, len(files) + 1))
+    for index, scores in zip(page["index"], page["history"]["score"], strict=True):
+        assert len(scores) == len(files)
+        assert scores[-1] == pytest.approx(aum[index], rel=2e-3)
+    files[-1].write_bytes(b"torn")
+    with pytest.raises(ValueError, match=f"{files[-1].name} can't be read, remove it to go on without"):
         review.review(run)
+    shutil.rmtree(run / "history")
+    assert content(review.review(run, top=4))["history"] is None
 
 
 def test_names_that_pandas_would_take_for_nothing(run):

@@ -57,6 +57,7 @@ def test_a_run_leaves_its_folder_with_pictures_and_all(tmp_path, capsys):
         "curves.png",
         "dynamics.csv",
         "environment.json",
+        "history",
         "issues.csv",
         "labels.csv",
         "metrics.csv",
@@ -64,7 +65,7 @@ def test_a_run_leaves_its_folder_with_pictures_and_all(tmp_path, capsys):
         "tensorboard",
     ]
     checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert checkpoints == ["step-00000003.pt", "step-00000006.pt"]
+    assert checkpoints == ["step-00000003", "step-00000006"]
     labels = pd.read_csv(folder / "labels.csv")
     assert list(labels) == ["index", "given_label", "true_label"]
     clean = load_dataset("digits").train.labels[:150]

@@ -110,5 +110,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     """The same bits in the network, α, momentum, dynamics and random states; the same metrics and issues."""
     assert differences(final_state(one), final_state(other)) == []
     assert metrics(one) == metrics(other)
-    for name in ("issues.csv", "dynamics.csv", "labels.csv"):
+    names = ["issues.csv", "dynamics.csv", "labels.csv"]
+    histories = [sorted(path.name for path in (Path(run) / "history").glob("*")) for run in (one, other)]
+    assert histories[0] == histories[1]
+    for name in [*names, *(f"history/{name}" for name in histories[0])]:
         assert (Path(one) / name).read_bytes() == (Path(other) / name).read_bytes()
