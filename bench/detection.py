@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from common import stamp, write_record
 from detection_report import markdown, plot
-from detection_runs import SETTINGS, Cell, Setting, load_cell, run_piece
+from detection_runs import SETTINGS, Cell, Setting, load_cell, piece_path, run_piece
 
 from fastac.extras import require
 from fastac.issues import detection_scores, find_label_issues, find_threshold_issues
@@ -41,11 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     results = []
     for cell in cells(options):
         setting = settings(options)[cell.data]
+        names = needed(cell, options.threshold_runs)
+        if options.trained and not all(piece_path(options.runs, cell, name).is_file() for name in names):
+            continue
         data = load_cell(cell, setting, options.data_dir)
-        pieces = {
-            name: run_piece(name, cell, data, device, options.runs)
-            for name in needed(cell, options.threshold_runs)
-        }
+        pieces = {name: run_piece(name, cell, data, device, options.runs) for name in names}
         results.append({**dataclasses.asdict(cell), "methods": score_cell(pieces)})
         print(f"{cell.name}: " + ", ".join(brief(results[-1]["methods"])), flush=True)
     record = {
@@ -83,6 +83,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         choices=list(SETTINGS),
         help="data on which AUM's two runs with threshold samples are made too",
     )
+    parser.add_argument("--trained", action="store_true", help="leave out what is not trained already")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(

@@ -23,7 +23,7 @@ from fastac.issues import ThresholdRuns
 from fastac.models import create_model
 from fastac.optim import create_optimizer, lr_factor
 
-__all__ = ["PIECES", "SETTINGS", "Cell", "Setting", "load_cell", "run_piece"]
+__all__ = ["PIECES", "SETTINGS", "Cell", "Setting", "load_cell", "piece_path", "run_piece"]
 
 FOLDS = 5  # of cross-validation: cleanlab's default
 
@@ -311,11 +311,15 @@ PIECES: dict[str, Callable[[CellData, int, torch.device], dict[str, np.ndarray]]
 }
 
 
+def piece_path(folder: Path, cell: Cell, name: str) -> Path:
+    return folder / f"{cell.name}-{name}.npz"
+
+
 def run_piece(
     name: str, cell: Cell, data: CellData, device: torch.device, folder: Path
 ) -> dict[str, np.ndarray]:
     """The piece's arrays, from its file in `folder` where it was trained already by the same setting."""
-    path = folder / f"{cell.name}-{name}.npz"
+    path = piece_path(folder, cell, name)
     if path.is_file():
         with np.load(path) as stored:
             if str(stored["setting"]) == repr(data.setting):

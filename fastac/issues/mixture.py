@@ -16,6 +16,7 @@ _LARGEST = (
     0.5  # share of the wrong component: with more, it has taken clean samples, and the other one their best
 )
 
+_LEAST_VARIANCE = 1e-2  # of the whole, added to both components': a few equal scores are no group of their own
 _STEPS = 200
 _TOLERANCE = 1e-4
 _FEWEST = 5  # samples that a component starts with
@@ -62,7 +63,7 @@ def fit_mixture(score: np.ndarray, start: np.ndarray) -> Mixture:
     for _ in range(_STEPS):
         share = (wrong.sum() + 1) / (len(score) + 2)
         (low, low_variance), (high, high_variance) = (
-            _moments(score, weight, 1e-4 * spread) for weight in (wrong, 1 - wrong)
+            _moments(score, weight, _LEAST_VARIANCE * spread) for weight in (wrong, 1 - wrong)
         )
         if not low < high:
             return nothing
