@@ -5,6 +5,7 @@ Each is written whole or not at all. Text is written as it is, but for CSV's gua
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import uuid
@@ -42,7 +43,8 @@ def write_csv(issues: pd.DataFrame, path: Path) -> None:
     for name in _TEXTS:
         if name in guarded:
             guarded[name] = guarded[name].map(_guarded)
-    _write(path, lambda draft: guarded.to_csv(draft, index=False))
+    # All text in quotes: a bare carriage return would end the row.
+    _write(path, lambda draft: guarded.to_csv(draft, index=False, quoting=csv.QUOTE_NONNUMERIC))
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -50,13 +52,12 @@ def read_csv(path: Path) -> pd.DataFrame:
     label_quality is missing."""
     pandas = require("pandas", "report")
     texts: dict[str, Any] = dict.fromkeys(_TEXTS, object)
-    # The round trip is exact, and a class called "NA" stays a name.
+    # A class called "NA" stays a name.
     frame = pandas.read_csv(
         path,
         dtype={**texts, "suggested_label": "Int64"},
         keep_default_na=False,
         na_values=[""],
-        float_precision="round_trip",
     )
     needed = ("index", "given_label", "is_label_issue", "label_quality")
     lacks = [name for name in needed if name not in frame]
