@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         pieces = {name: run_piece(name, cell, data, device, options.runs) for name in names}
         results.append({**dataclasses.asdict(cell), "methods": score_cell(pieces)})
         print(f"{cell.name}: " + ", ".join(brief(results[-1]["methods"])), flush=True)
+    if not results:
+        print(f"nothing of this is trained in {options.runs}", file=sys.stderr)
+        return 1
     record = {
         "benchmark": "detection",
         "environment": stamp(device),

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 import fastac
-from fastac.issues import alpha_statistics, find_label_issues
-from fastac.issues import exports
+from fastac.issues import alpha_statistics, exports, find_label_issues
 from fastac.issues.__main__ import main
 from fastac.issues.run_scores import rank_run, write_scores
 
 pd = pytest.importorskip("pandas")
 
 NASTY = [
-    "=HYPERLINK(\"http://x\",\"y\")",
+    '=HYPERLINK("http://x","y")',
     "+1",
     "-2+3",
     "@SUM(A1)",
@@ -216,7 +215,11 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     [
         (lambda run: None, ["missing"], "missing has no issues.csv; it should be the folder of a run"),
         (lambda run: (run / "scores.npz").unlink(), ["run", "--percent", "5"], "has no scores.npz"),
-        (lambda run: (run / "scores.npz").write_bytes(b"PK broken"), ["run", "--percent", "5"], "can't be read"),
+        (
+            lambda run: (run / "scores.npz").write_bytes(b"PK broken"),
+            ["run", "--percent", "5"],
+            "can't be read",
+        ),
         (
             lambda run: (run / "dynamics.csv").write_text("index,aum,p_mean\n0,1,0.5\n"),
             ["run", "--method", "aum"],
@@ -235,7 +238,11 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
         ),
         (lambda run: None, ["run", "--percent", "101"], "percent must be a number from 0 to 100, got 101"),
         (lambda run: None, ["run", "--csv", "nowhere/a.csv"], "there is no folder nowhere"),
-        (lambda run: None, ["run", "--csv", "a", "--cleanlab", "a"], "two of the files to write have the same"),
+        (
+            lambda run: None,
+            ["run", "--csv", "a", "--cleanlab", "a"],
+            "two of the files to write have the same",
+        ),
     ],
 )
 def test_what_the_command_refuses(tmp_path, monkeypatch, capsys, spoil, options, message):

@@ -49,7 +49,12 @@ def test_mixture_finds_the_parameters():
 @pytest.mark.parametrize("seed", range(3))
 def test_one_group_is_not_taken_for_two(seed):
     rng = np.random.default_rng(seed)
-    for score in (rng.normal(3, 1, 4000), rng.gamma(4, 1, 4000), rng.normal(0, 1, 4000) ** 2, np.full(4000, 0.3)):
+    for score in (
+        rng.normal(3, 1, 4000),
+        rng.gamma(4, 1, 4000),
+        rng.normal(0, 1, 4000) ** 2,
+        np.full(4000, 0.3),
+    ):
         mixture = fit_mixture(score, score < min(0.0, otsu_threshold(score)))
         assert (mixture.wrong(score) > 0.5).mean() < 0.005
     most, _, _ = two_groups(0.8, seed=seed)
@@ -60,7 +65,8 @@ def test_otsu_parts_by_the_least_variance_within():
     values = np.array([0.0, 1.0, 2.0, 7.0, 8.0, 9.5])
     cuts = (values[1:] + values[:-1]) / 2
     within = [
-        sum(group.size * group.var() for group in (values[values < cut], values[values > cut])) for cut in cuts
+        sum(group.size * group.var() for group in (values[values < cut], values[values > cut]))
+        for cut in cuts
     ]
     assert otsu_threshold(values) == cuts[np.argmin(within)] == 4.5
 
@@ -199,7 +205,9 @@ def test_confidence_equals_cleanlabs(seed):
     mask = cleanlab_issues(given, probs, filter_by="confident_learning", n_jobs=1)
     ours = frame["is_label_issue"].to_numpy()
     assert not (mask & ~ours).any()
-    assert (ours & ~mask).sum() == (ours & (probs.argmax(1) == given)).sum()  # cleanlab drops what is predicted so
+    assert (ours & ~mask).sum() == (
+        ours & (probs.argmax(1) == given)
+    ).sum()  # cleanlab drops what is predicted so
 
 
 def test_confidence_from_the_mean_probability_allows_for_hard_classes():
@@ -284,7 +292,9 @@ def test_statistics_stand_for_alpha():
     alpha, labels = rng.normal(size=(60, 4)), rng.integers(0, 4, 60)
     for source in (alpha, alpha[:, 1]):
         statistics = alpha_statistics(source, labels)
-        pd.testing.assert_frame_equal(find_label_issues(statistics, labels), find_label_issues(source, labels))
+        pd.testing.assert_frame_equal(
+            find_label_issues(statistics, labels), find_label_issues(source, labels)
+        )
         again = AlphaStatistics.from_arrays(statistics.arrays())
         assert (again.form, again.num_classes) == (statistics.form, statistics.num_classes)
         np.testing.assert_array_equal(again.offset, statistics.offset)
@@ -331,6 +341,9 @@ def test_kinds_are_of_label_issues_and_need_ac1():
 # ---- bad input
 
 
+EMPTY = dynamics_frame(np.zeros(4), np.zeros(4))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -343,11 +356,19 @@ def test_kinds_are_of_label_issues_and_need_ac1():
             r"dynamics must be of 4 samples, as source is, got 5 \(aum\)",
         ),
         (
-            (np.zeros((4, 3)), [0, 1, 2, 0], {"dynamics": dynamics_frame(np.zeros(4), np.zeros(4)).drop(columns="aum")}),
+            (
+                np.zeros((4, 3)),
+                [0, 1, 2, 0],
+                {"dynamics": EMPTY.drop(columns="aum")},
+            ),
             "dynamics lacks the columns aum",
         ),
         (
-            (np.zeros((4, 3)), [0, 1, 2, 0], {"dynamics": pd.concat([dynamics_frame(np.zeros(2), np.zeros(2))] * 2)}),
+            (
+                np.zeros((4, 3)),
+                [0, 1, 2, 0],
+                {"dynamics": pd.concat([EMPTY[:2]] * 2)},
+            ),
             "dynamics must hold every sample once",
         ),
         ((np.zeros((4, 3)), [0, 1, 2, 0], {"dynamics": 3}), "dynamics must be TrainingDynamics .* got int"),
@@ -361,7 +382,11 @@ def test_kinds_are_of_label_issues_and_need_ac1():
         ),
         ((np.zeros((3, 2)), [0, 1, 2], {"method": "confidence"}), r"labels must be in \[0, 2\), got 2"),
         (
-            (dynamics_frame(np.zeros(3), np.zeros(3)), [0, 1, 2], {"dynamics": dynamics_frame(np.zeros(3), np.zeros(3))}),
+            (
+                dynamics_frame(np.zeros(3), np.zeros(3)),
+                [0, 1, 2],
+                {"dynamics": dynamics_frame(np.zeros(3), np.zeros(3))},
+            ),
             "source and dynamics are both training dynamics",
         ),
     ],

@@ -429,4 +429,6 @@ def test_labels_are_ranked_by_rows_that_stay_on_their_ranks(ranks, form):
     expected = alpha_statistics(*ranked_rows(form)).arrays()
     for result in results:
         for name, values in result["statistics"][form].items():
-            torch.testing.assert_close(values, torch.from_numpy(expected[name]), rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(
+                values, torch.from_numpy(expected[name]), rtol=0, atol=0, equal_nan=True
+            )

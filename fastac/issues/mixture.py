@@ -16,7 +16,10 @@ _LARGEST = (
     0.5  # share of the wrong component: with more, it has taken clean samples, and the other one their best
 )
 
-_LEAST_VARIANCE = 1e-2  # of the whole, added to both components': a few equal scores are no group of their own
+_LEAST_VARIANCE = (
+    1e-2  # of the whole, added to both components': a few equal scores are no group of their own
+)
+_GROUPS = 1 << 14
 _STEPS = 200
 _TOLERANCE = 1e-4
 _FEWEST = 5  # samples that a component starts with
@@ -60,10 +63,11 @@ def fit_mixture(score: np.ndarray, start: np.ndarray) -> Mixture:
     wrong = start.astype(np.float64)
     if wrong.sum() < _FEWEST:
         wrong = (score <= np.partition(score, _FEWEST - 1)[_FEWEST - 1]).astype(np.float64)
+    score, wrong, count = _grouped(score, wrong)
     for _ in range(_STEPS):
-        share = (wrong.sum() + 1) / (len(score) + 2)
+        share = ((count * wrong).sum() + 1) / (count.sum() + 2)
         (low, low_variance), (high, high_variance) = (
-            _moments(score, weight, _LEAST_VARIANCE * spread) for weight in (wrong, 1 - wrong)
+            _moments(score, count * weight, _LEAST_VARIANCE * spread) for weight in (wrong, 1 - wrong)
         )
         if not low < high:
             return nothing
@@ -74,6 +78,15 @@ def fit_mixture(score: np.ndarray, start: np.ndarray) -> Mixture:
         if np.abs(wrong - before).max() < _TOLERANCE:
             break
     return mixture
+
+
+def _grouped(score: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of neighbours in groups of one size, (G,) each, and the sizes: nothing that the steps below would see, and
+    they take as long for a million samples as for a few thousand."""
+    order = np.argsort(score, kind="stable")
+    starts = np.unique(np.linspace(0, len(score), min(len(score), _GROUPS), endpoint=False).astype(np.int64))
+    count = np.diff(starts, append=len(score)).astype(np.float64)
+    return np.add.reduceat(score[order], starts) / count, np.add.reduceat(wrong[order], starts) / count, count
 
 
 def otsu_threshold(values: np.ndarray) -> float:

@@ -75,10 +75,9 @@ def rank_alpha(scores: Scores) -> Ranking:
             2 * max_rank, 2 * min_rank + 1
         )  # in which Algorithm 2 takes the sample; no two are equal
         order = np.argsort(turn)
-        suggested = np.where(alpha.highest == alpha.lowest, -1, alpha.rival)
     else:
         order = np.argsort(-alpha.highest, kind="stable")
-        suggested = np.full(len(alpha), -1)
+    suggested = _alpha_suggestions(alpha)
     number = _alpha_issues(alpha) if scores.aum is None else int((_aum_wrong(scores) > 0.5).sum())
     return Ranking(order, *_by_position(order, len(order), number), suggested, columns)
 
@@ -126,8 +125,7 @@ def rank_combined(scores: Scores) -> Ranking:
     suggested = _unknown(aum)
     columns = {}
     if scores.alpha is not None:
-        by_alpha = rank_alpha(scores)
-        suggested, columns = by_alpha.suggested, by_alpha.columns
+        suggested, columns = _alpha_suggestions(scores.alpha), _alpha_columns(scores.alpha)
     return Ranking(order, quality, flagged, suggested, columns)
 
 
@@ -208,6 +206,11 @@ def _rank_pred_probs(pred_probs: np.ndarray, given: np.ndarray, num_classes: int
     flagged, guess = confident.off_diagonal(pred_probs, given, threshold)
     suggested = np.where(flagged, guess, pred_probs.argmax(axis=1))
     return Ranking(np.argsort(quality, kind="stable"), quality, flagged, suggested)
+
+
+def _alpha_suggestions(alpha: AlphaStatistics) -> np.ndarray:
+    """(N,) int64: AC1's rival; −1 where the row is one number, and for AC2, which knows of none."""
+    return np.where(alpha.highest == alpha.lowest, -1, alpha.rival)
 
 
 def _alpha_columns(alpha: AlphaStatistics) -> dict[str, np.ndarray]:
