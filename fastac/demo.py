@@ -53,7 +53,9 @@ def comparison(results: dict[str, dict[str, Any]]) -> str:
     ]
     for loss, result in results.items():
         score = result["detection"][result["issues_by"]]
-        by = {"alpha": "α (Algorithm 2)", "aum": "AUM"}[result["issues_by"]]
+        by = {"combined": "AUM, overall and by class", "alpha": "α (Algorithm 2)", "aum": "AUM"}[
+            result["issues_by"]
+        ]
         lines.append(
             f"{LOSSES[loss]:22}{result['test_accuracy']:>15.2%}{score['auroc']:>10.4f}"
             f"{score['precision']:>12.1%}{score['recall']:>9.1%}   {by}"

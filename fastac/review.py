@@ -15,8 +15,8 @@ import numpy as np
 
 from fastac.config import Config, read_config
 from fastac.data import FolderImages, Samples, UnreadableImageError
-from fastac.extras import require
 from fastac.history import ScoreHistory
+from fastac.issues.exports import read_csv
 from fastac.job import load_data
 from fastac.report.offsets import TopOffsets
 from fastac.report.page import default_top, write_review_page
@@ -104,8 +104,7 @@ def review(
 
 
 def _ranking(folder: RunFolder, other: Path | None) -> pd.DataFrame:
-    """issues.csv, or another file of its columns; class names and paths such as "NA" stay text."""
-    pandas = require("pandas", "report")
+    """issues.csv, or another file of its columns."""
     path = folder.issues if other is None else other
     if not path.is_file():
         if other is not None:
@@ -114,15 +113,7 @@ def _ranking(folder: RunFolder, other: Path | None) -> pd.DataFrame:
             f"{folder.path} has no {path.name}: the run has not come to its end, or recorded neither α nor dynamics; "
             f"to go on with it: python -m fastac.train --resume {folder.path}"
         )
-    texts = dict.fromkeys(("given_class", "suggested_class", "path", "kind"), str)
-    types = {"suggested_label": "Int64", **texts}
-    try:
-        ranking = pandas.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
-    except ValueError as error:  # pandas' parser errors are
-        raise ValueError(f"{path} can't be read: {error}") from error
-    if "is_label_issue" not in ranking:
-        raise ValueError(f"{path} has no column is_label_issue; it should be a ranking that fastac wrote")
-    return ranking
+    return read_csv(path)
 
 
 def _samples(folder: RunFolder, config: Config, given: np.ndarray, data_dir: str | None) -> Samples:

@@ -25,7 +25,9 @@ from torch import Tensor
 from fastac.config import Config, write_config
 from fastac.data import FolderImages, Samples
 from fastac.dynamics import TrainingDynamics
-from fastac.issues import detection_scores, find_label_issues
+from fastac.issues import alpha_statistics, detection_scores, find_label_issues
+from fastac.issues.exports import write_csv
+from fastac.issues.run_scores import write_scores
 from fastac.report.contact_sheet import contact_sheet
 from fastac.report.offsets import top_offsets
 from fastac.report.plots import plot_alpha, plot_curves
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["RunFolder", "environment", "git_state", "results_text", "write_json", "write_results"]
 
 _OFFSETS = 5000  # samples whose largest α̂ are kept for the review page
-_BY = {"alpha": "α (Algorithm 2)", "aum": "AUM"}
+_BY = {"combined": "AUM overall and by class", "alpha": "α (Algorithm 2)", "aum": "AUM"}
 
 
 class RunFolder:
@@ -53,6 +55,7 @@ class RunFolder:
         self.labels = path / "labels.csv"
         self.issues = path / "issues.csv"
         self.dynamics = path / "dynamics.csv"
+        self.scores = path / "scores.npz"
         self.curves = path / "curves.png"
         self.alpha_plot = path / "alpha.png"
         self.contact_sheet = path / "contact_sheet.png"
@@ -70,6 +73,7 @@ class RunFolder:
             (self.curves, "accuracy and loss by epoch"),
             (self.metrics, "the same as numbers"),
             (self.dynamics, "training dynamics of each sample"),
+            (self.scores, "what python -m fastac.issues ranks the labels again by"),
             (self.labels, "the labels that were trained on"),
             (self.result, "these figures and more"),
         ]
@@ -155,25 +159,32 @@ def write_results(
     dynamics: TrainingDynamics | None,
     percent: float | None,
 ) -> dict[str, Any]:
-    """Rank the labels by α, or by AUM where there is no α; write issues.csv, the plots, the contact sheet,
-    dynamics.csv and result.json. given, truth: (N,) int64 labels. predictions, others: (N,) int64, what the network
-    predicts, and its best class other than the given label; -1 where the image could not be read. alpha: (N, K), AC2
-    (N,). Returns what
-    result.json holds: `summary` with the number of issues, the detection scores and what could not be read."""
+    """Rank the labels, by AUM overall and by class, or by α where there are no dynamics; write issues.csv, scores.npz,
+    the plots, the contact sheet, dynamics.csv and result.json. given, truth: (N,) int64 labels. predictions, others:
+    (N,) int64, what the network predicts, and its best class other than the given label; -1 where the image could not
+    be read. alpha: (N, K), AC2 (N,). Returns what result.json holds: `summary` with the number of issues, the detection
+    scores and what could not be read."""
     wrong = None if truth is None else given != truth
     unread = np.flatnonzero(predictions < 0)
     title = f"{summary['dataset']}, {summary['model']}, {summary['loss']}, seed {summary['seed']}"
+    statistics = None if alpha is None else alpha_statistics(alpha, given)
+    predicted = {
+        "predictions": np.where(predictions < 0, given, predictions),
+        "others": np.where(others < 0, given, others),
+    }
+    frame = None if dynamics is None else dynamics.frame()
     rankings = {}
-    for method, source in (("alpha", alpha), ("aum", dynamics)):
-        if source is not None:
+    for method, needed in (("combined", frame), ("alpha", statistics), ("aum", frame)):
+        if needed is not None:
             rankings[method] = find_label_issues(
-                source,
+                frame if statistics is None else statistics,
                 given,
                 method=method,
                 percent=percent,
                 class_names=samples.class_names,
-                pred_labels=np.where(predictions < 0, given, predictions),
-                other_labels=np.where(others < 0, given, others),
+                pred_labels=predicted["predictions"],
+                other_labels=predicted["others"],
+                dynamics=None if statistics is None else frame,
             )
     result = {
         **summary,
@@ -188,16 +199,18 @@ def write_results(
     plot_curves(folder.metrics, folder.curves, title=f"{title}: accuracy and loss")
     if alpha is not None:
         plot_alpha(alpha, given, folder.alpha_plot, flipped=wrong, title=f"{title}: α of the given labels")
-    if dynamics is not None:
-        dynamics.frame().to_csv(folder.dynamics, index=False)
+    if frame is not None:
+        frame.to_csv(folder.dynamics, index=False)
     if rankings:
         issues = rankings[result["issues_by"]]
         result["issues"] = int(issues["is_label_issue"].sum())
         if isinstance(samples.images, FolderImages):
             issues["path"] = [samples.images.paths[i] for i in issues["index"]]
-        issues.to_csv(folder.issues, index=False)
+        write_csv(issues, folder.issues)
         if alpha is not None:
             write_offsets(folder.alpha, alpha, issues.head(_OFFSETS), samples.num_classes)
+        names = samples.class_names
+        write_scores(folder.scores, given=given, class_names=names, **predicted, alpha=statistics)
         shown = issues[~issues["index"].isin(unread)]
         title = f"{title}: the most suspicious labels, by {_BY[result['issues_by']]}"
         if len(shown):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -479,9 +479,17 @@ class AlphaTable:
 
     def _read_held(self) -> Tensor:
         dense = torch.empty(self.alpha.shape, dtype=self._compute_dtype(), device=self.storage_device)
-        for ids in self._chunks():
-            dense[ids[0] : ids[-1] + 1] = self._read(ids)
+        for part, rows in self.chunks():
+            dense[part] = rows
         return dense
+
+    @torch.no_grad()
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """The rows of `held` by parts, for those who need no copy of the table: (places counted from the first held
+        row, their rows as `dense` has them), where the table is stored. Nothing is sent."""
+        for places in self._chunks():
+            start = int(places[0])
+            yield slice(start, start + len(places)), self._read(places)
 
     def _compute_dtype(self) -> torch.dtype:
         return torch.float32 if self.dtype == torch.bfloat16 else self.dtype

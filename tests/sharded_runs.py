@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import fastac
+from fastac.issues import alpha_statistics
 from fastac.partition import shard_bounds
 
 K = 5
@@ -317,12 +318,31 @@ def retained(rank, world, sharded):
     return table.dense()
 
 
+def ranked_rows(form="ac1"):
+    """α of 37 samples by hand, and their labels."""
+    torch.manual_seed(0)
+    alpha, labels = torch.randn(37, 6), torch.randint(6, (37,))
+    alpha[:, 0] = 0
+    return (alpha if form == "ac1" else alpha[:, 1]), labels
+
+
+def own_statistics(form):
+    """What all ranks have of α, of which each has read its own rows alone."""
+    alpha, labels = ranked_rows(form)
+    table = fastac.ShardedAlphaTable(37, 6, form=form)
+    table.alpha.copy_(alpha[table.held.start : table.held.stop])
+    table.dense = None  # neither gathered nor copied
+    arrays = alpha_statistics(table, labels).arrays()
+    return {name: torch.from_numpy(values) for name, values in arrays.items() if name != "alpha_form"}
+
+
 def run_all(rank, world, folder):
     """Everything that test_sharded asks of `world` ranks, in one start of the processes."""
     results = {
         "errors": errors(rank, world),
         "rows leave": rows_leave(rank, world),
         "retained": retained(rank, world, True),
+        "statistics": {form: own_statistics(form) for form in ("ac1", "ac2")},
     }
     for name, case in CASES.items():
         results[name] = train(rank, world, case)

@@ -408,3 +408,75 @@ def test_all_ways_of_sharding_train_the_same_alpha(bench, tmp_path):
         for name, alpha in alphas.items():
             rounding = 1e-2 if "bf16" in name else 1e-5
             torch.testing.assert_close(alpha, expected, rtol=0, atol=rounding * float(expected.abs().max()))
+
+
+DETECTION = [
+    "--data",
+    "digits",
+    "--noise",
+    "uniform",
+    "--rates",
+    "0.2",
+    "--seeds",
+    "0",
+    "--train-limit",
+    "220",
+]
+
+
+def test_detection_scores_every_method_and_resumes(bench, tmp_path, monkeypatch, capsys):
+    for package in ("cleanlab", "aum", "sklearn", "pandas", "matplotlib"):
+        pytest.importorskip(package)
+    detection, runs = bench("detection"), bench("detection_runs")
+    options = [
+        *DETECTION,
+        "--epochs",
+        "3",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path),
+        "--name",
+        "d",
+    ]
+    assert detection.main([*options, "--trained"]) == 1
+    assert "nothing of this is trained" in capsys.readouterr().err
+    assert not (tmp_path / "d.json").exists()
+    assert detection.main(options) == 0
+    record = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
+    (cell,) = record["results"]
+    assert (cell["data"], cell["noise"], cell["rate"], cell["seed"]) == ("digits", "uniform", 0.2, 0)
+    assert list(cell["methods"]) == list(detection.METHODS)
+    for row in cell["methods"].values():
+        assert row["noise_rate"] == 0.2
+        assert 0.5 < row["auroc"] <= 1
+        assert row["precision"] == row["recall"]
+        assert row["seconds"] > 0
+    # The package and our dynamics have seen the same logits.
+    package, ours = cell["methods"]["aum package"], cell["methods"]["AUM"]
+    assert package["average_precision"] == pytest.approx(ours["average_precision"], abs=1e-3)
+    assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "d.md").read_text(encoding="utf-8")
+    assert "| uniform 20 % |" in text
+    assert all(f" {name} " in text for name in detection.METHODS)
+    # A second call trains nothing; another setting is not taken for the same.
+    monkeypatch.setattr(
+        runs, "PIECES", {name: lambda *args: pytest.fail("trained again") for name in runs.PIECES}
+    )
+    assert detection.main(options) == 0
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        detection.main([*options, "--epochs", "2"])
+
+
+def test_detections_asymmetric_noise_is_between_alike_classes(bench):
+    runs = bench("detection_runs")
+    for name in ("digits", "fashion-mnist"):
+        setting = runs.SETTINGS[name]
+        if name == "fashion-mnist" and not Path("/usr/share/datasets/fashion-mnist").is_dir():
+            continue
+        data = runs.load_cell(runs.Cell(name, "asymmetric", 0.2, 0), setting, None)
+        confused = {(a, b) for group in setting.superclasses for a in group for b in group if a != b}
+        wrong = data.given != data.truth
+        assert set(zip(data.truth[wrong].tolist(), data.given[wrong].tolist(), strict=True)) <= confused
+        affected = sum((data.truth == k).sum() for group in setting.superclasses for k in group)
+        assert wrong.sum() == round(0.2 * affected)

@@ -19,6 +19,7 @@ from sharded_runs import (
     fixed_logits,
     load_states,
     make_table,
+    ranked_rows,
     retained,
     train,
     worker,
@@ -26,6 +27,7 @@ from sharded_runs import (
 
 import fastac
 from fastac.data import EpochSampler
+from fastac.issues import alpha_statistics
 from fastac.partition import shard_bounds, shard_owner
 
 WORLDS = (2, 4)
@@ -461,3 +463,15 @@ def test_dynamics_of_other_ranks_samples():
     assert int(dynamics.count.sum()) == 0
     with pytest.raises(ValueError, match="placement must be one of"):
         fastac.ShardedTrainingDynamics(10, K, placement="any")
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("form", ["ac1", "ac2"])
+def test_labels_are_ranked_by_rows_that_stay_on_their_ranks(ranks, form):
+    _, results, _ = ranks
+    expected = alpha_statistics(*ranked_rows(form)).arrays()
+    for result in results:
+        for name, values in result["statistics"][form].items():
+            torch.testing.assert_close(
+                values, torch.from_numpy(expected[name]), rtol=0, atol=0, equal_nan=True
+            )

@@ -16,6 +16,7 @@ import fastac.run
 from fastac.config import Config, load_config
 from fastac.data import Dataset, inject_noise, load_dataset
 from fastac.engine import create_engine
+from fastac.issues.run_scores import rank_run
 from fastac.job import Job, load_data
 from fastac.train import evaluate, grouped, main, train, train_step
 
@@ -62,6 +63,7 @@ def test_a_run_leaves_its_folder_with_pictures_and_all(tmp_path, capsys):
         "labels.csv",
         "metrics.csv",
         "result.json",
+        "scores.npz",
         "tensorboard",
     ]
     checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
@@ -83,7 +85,7 @@ def test_a_run_leaves_its_folder_with_pictures_and_all(tmp_path, capsys):
     result = json.loads((folder / "result.json").read_text())
     assert (result["train_images"], result["test_images"], result["steps"]) == (150, 450, 6)
     assert result["detection"]["alpha"]["noise_rate"] == 0.2
-    assert set(result["detection"]) == {"alpha", "aum"}
+    assert set(result["detection"]) == {"combined", "alpha", "aum"}
     assert float(metrics(folder)[-1]["test_accuracy"]) == pytest.approx(result["test_accuracy"], abs=1e-6)
     given = {
         "train_limit": 150,
@@ -138,10 +140,18 @@ def test_without_dynamics_or_alpha_there_is_no_ranking(tmp_path):
     assert not (tmp_path / "run" / "dynamics.csv").exists()
 
 
-@pytest.mark.parametrize(("loss", "by"), [("ce", "aum"), ("ac1", "alpha"), ("ac2", "alpha")])
+@pytest.mark.parametrize(("loss", "by"), [("ce", []), ("ac1", ["alpha"]), ("ac2", ["alpha"])])
 def test_each_loss_trains_and_ranks(tmp_path, loss, by):
     result = train(config(tmp_path, name="run", loss=loss, epochs=12, issues_percent=10), create=linear)
-    assert result["issues_by"] == by
+    assert result["issues_by"] == "combined"
+    assert list(result["detection"]) == ["combined", *by, "aum"]
+    written = pd.read_csv(tmp_path / "run" / "issues.csv")
+    assert (
+        rank_run(tmp_path / "run", method="combined", percent=10)["index"].tolist()
+        == written["index"].tolist()
+    )
+    again = rank_run(tmp_path / "run", method=by[0] if by else "aum", percent=10)
+    assert again["is_label_issue"].sum() == 19
     assert result["issues"] == 19  # 10 % of 193
     assert result["test_accuracy"] > 0.6
     assert result["detection"]["aum"]["auroc"] > 0.8

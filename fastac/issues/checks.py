@@ -1,0 +1,73 @@
+"""Checks of the arguments that rankings are made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+__all__ = [
+    "check_finite",
+    "check_percent",
+    "check_range",
+    "class_count",
+    "count_and_ids",
+    "host",
+    "integer_vector",
+    "vector",
+]
+
+
+def host(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def integer_vector(name: str, values: Any, length: int) -> np.ndarray:
+    array = host(values)
+    if array.dtype.kind not in "iu" or array.shape != (length,):
+        raise ValueError(f"{name} must be ({length},) integers, got {array.shape} {array.dtype}")
+    return array.astype(np.int64)
+
+
+def vector(values: Any) -> np.ndarray:
+    """(N,) float64, a copy."""
+    array = values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return array.astype(np.float64)
+
+
+def class_count(known: int | None, class_names: Sequence[str] | None) -> int | None:
+    """K as the scores or class_names have it; None where neither does."""
+    if class_names is None:
+        return known
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names must be a sequence of names, got one string {class_names!r}")
+    if known not in (None, len(class_names)):
+        raise ValueError(f"class_names must be {known} names, one a class, got {len(class_names)}")
+    return len(class_names)
+
+
+def check_percent(name: str, percent: float) -> None:
+    if isinstance(percent, bool) or not 0 <= percent <= 100:
+        raise ValueError(f"{name} must be a number from 0 to 100, got {percent!r}")
+
+
+def check_range(name: str, labels: np.ndarray, num_classes: int | None) -> None:
+    bad = (labels < 0) | (labels >= (math.inf if num_classes is None else num_classes))
+    if bad.any():
+        want = "0 or more" if num_classes is None else f"in [0, {num_classes})"
+        raise ValueError(f"{name} must be {want}, got {labels[bad][0]} for {count_and_ids(bad)}")
+
+
+def check_finite(alpha: np.ndarray) -> None:
+    if not np.isfinite(alpha).all():
+        bad = count_and_ids(~np.isfinite(alpha))
+        raise ValueError(f"source: α must be finite, it is NaN or infinite for {bad}")
+
+
+def count_and_ids(bad: np.ndarray) -> str:
+    ids = np.flatnonzero(bad)
+    first = ", ".join(str(i) for i in ids[:5])
+    return f"{len(ids)} of {len(bad)} samples (ids {first}{', …' if len(ids) > 5 else ''})"

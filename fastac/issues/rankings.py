@@ -1,0 +1,254 @@
+"""The rankings: each an order of all samples, worst first, a quality a sample, and which of them are label issues."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastac.issues import confidence as confident
+from fastac.issues.alpha import AlphaStatistics
+from fastac.issues.checks import count_and_ids
+from fastac.issues.mixture import fit_mixture, otsu_threshold
+
+__all__ = [
+    "Ranking",
+    "Scores",
+    "combined_score",
+    "positions",
+    "rank_alpha",
+    "rank_aum",
+    "rank_combined",
+    "rank_confidence",
+]
+
+_WITHIN_CLASS = 0.5  # weight of a sample's place among those of its label, see combined_score
+_FEW = 10  # samples of a class at which that place counts half
+_SEPARATION_BY_CLASS = 2.75  # see _aum_wrong: clean labels reach 2.5 there
+_TIE = 1e-6  # of the quality: the order among samples of equal probability
+_LOWEST = 1e-4  # p_y, whose logit would be infinite
+_LEAST_ALPHA = 1e-3  # of the largest, whose logarithm would be infinite
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What is known of N samples. given: (N,) int64. num_classes: K, None where only the labels tell. aum,
+    confidence (the mean p_y): (N,) float64,
+    NaN for samples that were never seen. pred_probs: (N, K) float64."""
+
+    given: np.ndarray
+    num_classes: int | None
+    alpha: AlphaStatistics | None = None
+    aum: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    pred_probs: np.ndarray | None = None
+
+    @property
+    def classes(self) -> int:
+        """K, or how many classes the labels show."""
+        return self.num_classes or int(self.given.max()) + 1
+
+
+@dataclass(eq=False)
+class Ranking:
+    """order: (N,) ids, worst first, those never seen last. quality: (N,) float64 by id, NaN for those. flagged: (N,)
+    bool by id, the label issues where no percentage is asked for. suggested: (N,) int64, −1 where unknown."""
+
+    order: np.ndarray
+    quality: np.ndarray
+    flagged: np.ndarray
+    suggested: np.ndarray
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def rank_alpha(scores: Scores) -> Ranking:
+    """Algorithm 2 for AC1; by α for AC2. As many samples as the AUM has in its lower group are issues, or, without AUM,
+    as α has in its upper one."""
+    alpha = scores.alpha
+    assert alpha is not None
+    columns = _alpha_columns(alpha)
+    if alpha.form == "ac1":
+        max_rank = positions(np.argsort(-alpha.highest, kind="stable"))
+        min_rank = positions(np.argsort(alpha.lowest, kind="stable"))
+        turn = np.minimum(
+            2 * max_rank, 2 * min_rank + 1
+        )  # in which Algorithm 2 takes the sample; no two are equal
+        order = np.argsort(turn)
+    else:
+        order = np.argsort(-alpha.highest, kind="stable")
+    suggested = _alpha_suggestions(alpha)
+    number = _alpha_issues(alpha) if scores.aum is None else int((_aum_wrong(scores) > 0.5).sum())
+    return Ranking(order, *_by_position(order, len(order), number), suggested, columns)
+
+
+def rank_aum(scores: Scores) -> Ranking:
+    """By AUM, ascending."""
+    aum = scores.aum
+    assert aum is not None
+    order = np.argsort(aum, kind="stable")  # NaN comes last
+    number = int((_aum_wrong(scores) > 0.5).sum())
+    return Ranking(order, *_by_position(order, int((~np.isnan(aum)).sum()), number), _unknown(aum))
+
+
+def rank_confidence(scores: Scores) -> Ranking:
+    """By the probability of the given label, adjusted by class."""
+    if scores.pred_probs is not None:
+        return _rank_pred_probs(scores.pred_probs, scores.given, scores.classes)
+    confidence = scores.confidence
+    assert confidence is not None
+    quality = confident.adjusted_self_confidence(confidence, scores.given, scores.classes)
+    seen = ~np.isnan(confidence)
+    p = np.clip(confidence[seen], _LOWEST, 1 - _LOWEST)
+    logit = np.log(p / (1 - p))
+    order = np.lexsort((confidence, quality))  # qualities are cut to [0, 1]; NaN comes last
+    number = int((fit_mixture(logit, p < 0.5).wrong(logit) > 0.5).sum())
+    _, flagged = _by_position(order, int(seen.sum()), number)
+    return Ranking(order, quality, flagged, _unknown(confidence))
+
+
+def rank_combined(scores: Scores) -> Ranking:
+    """By the AUM among all samples and among those of the same label; the quality is an estimate of the probability
+    that the label is right."""
+    aum = scores.aum
+    assert aum is not None
+    seen = int((~np.isnan(aum)).sum())
+    order = np.argsort(combined_score(aum, scores.given, scores.classes), kind="stable")
+    wrong = np.sort(_aum_wrong(scores))[
+        ::-1
+    ]  # as many of each probability as the AUM has, in this ranking's order
+    place = np.arange(len(aum)) / max(1, seen - 1)
+    quality = np.empty(len(aum))
+    quality[order] = np.where(np.arange(len(aum)) < seen, (1 - wrong) * (1 - _TIE) + _TIE * place, math.nan)
+    flagged = np.zeros(len(aum), bool)
+    flagged[order] = wrong > 0.5
+    suggested = _unknown(aum)
+    columns = {}
+    if scores.alpha is not None:
+        suggested, columns = _alpha_suggestions(scores.alpha), _alpha_columns(scores.alpha)
+    return Ranking(order, quality, flagged, suggested, columns)
+
+
+def combined_score(aum: np.ndarray, given: np.ndarray, num_classes: int) -> np.ndarray:
+    """(N,) float64, higher is cleaner: (AUM − median) / IQR over all samples, plus half of the same over the samples
+    with the same label.
+
+    The second part sees a wrong label in a class whose margins are all small or all large, as in classes that are
+    easily taken for each other. A class's IQR is widened by a tenth of that of all samples, so that a class of
+    equal margins divides by no zero, and its part shrinks by n / (n + 10), where it has few samples n."""
+    seen = np.flatnonzero(~np.isnan(aum))
+    score = np.full(len(aum), math.nan)
+    if not len(seen):
+        return score
+    middle, spread = _median_and_iqr(aum[seen])
+    spread = spread or 1.0
+    score[seen] = (aum[seen] - middle) / spread
+    for members in _classes(given[seen], num_classes):
+        ids = seen[members]
+        middle, own = _median_and_iqr(aum[ids])
+        weight = _WITHIN_CLASS * len(ids) / (len(ids) + _FEW)
+        score[ids] += weight * (aum[ids] - middle) / (own + spread / 10)
+    return score
+
+
+def positions(order: np.ndarray) -> np.ndarray:
+    """The inverse of a permutation: each sample's position in `order`, from 0."""
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order))
+    return ranks
+
+
+# ---- parts
+
+
+def _aum_wrong(scores: Scores) -> np.ndarray:
+    """(N,) estimated probability that the label is wrong, 0 for samples that were never seen.
+
+    Where the AUM shows no two groups, it may be that the classes differ by more than right and wrong labels do: then
+    by the AUM less the median of its class, which must show them more clearly."""
+    aum = scores.aum
+    assert aum is not None
+    if np.isinf(aum).any():
+        raise ValueError(f"source: AUM is infinite for {count_and_ids(np.isinf(aum))}")
+    wrong = np.zeros(len(aum))
+    seen = np.flatnonzero(~np.isnan(aum))
+    if not len(seen):
+        return wrong
+    values = aum[seen]
+    below = values < min(0.0, otsu_threshold(values))  # below 0 another class wins on average
+    mixture = fit_mixture(values, below)
+    if not mixture.found():
+        centred = values.copy()
+        for members in _classes(scores.given[seen], scores.classes):
+            centred[members] -= np.median(values[members])
+        by_class = fit_mixture(centred, below)
+        if by_class.found(_SEPARATION_BY_CLASS):
+            mixture, values = by_class, centred
+    wrong[seen] = mixture.wrong(values)
+    return wrong
+
+
+def _alpha_issues(alpha: AlphaStatistics) -> int:
+    """How many samples α itself has in its upper group: by the logarithm of α* at the given label less the rival's
+    (AC2: of α), because clean labels have α over several orders of magnitude."""
+    size = alpha.offset - alpha.rival_offset if alpha.form == "ac1" else alpha.offset
+    if size.max() <= 0:
+        return 0
+    size = np.maximum(size / size.max(), _LEAST_ALPHA)
+    score = -np.log(size)
+    return int((fit_mixture(score, size > 0.5).wrong(score) > 0.5).sum())
+
+
+def _rank_pred_probs(pred_probs: np.ndarray, given: np.ndarray, num_classes: int) -> Ranking:
+    own = pred_probs[np.arange(len(given)), given]
+    threshold = confident.class_thresholds(own, given, num_classes)
+    quality = confident.adjusted_confidence(pred_probs, given, threshold)
+    flagged, guess = confident.off_diagonal(pred_probs, given, threshold)
+    suggested = np.where(flagged, guess, pred_probs.argmax(axis=1))
+    return Ranking(np.argsort(quality, kind="stable"), quality, flagged, suggested)
+
+
+def _alpha_suggestions(alpha: AlphaStatistics) -> np.ndarray:
+    """(N,) int64: AC1's rival; −1 where the row is one number, and for AC2, which knows of none."""
+    return np.where(alpha.highest == alpha.lowest, -1, alpha.rival)
+
+
+def _alpha_columns(alpha: AlphaStatistics) -> dict[str, np.ndarray]:
+    max_rank = positions(np.argsort(-alpha.highest, kind="stable"))
+    if alpha.form == "ac1":
+        min_rank = _percentile(positions(np.argsort(alpha.lowest, kind="stable")))
+    else:
+        min_rank = np.full(len(alpha), math.nan)
+    return {
+        "alpha_max": alpha.highest,
+        "alpha_min": alpha.lowest,
+        "max_rank": _percentile(max_rank),
+        "min_rank": min_rank,
+    }
+
+
+def _by_position(order: np.ndarray, num_seen: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quality as the position over the last position, and the first `number` of the ranking."""
+    position = positions(order)
+    quality = position / (num_seen - 1) if num_seen > 1 else np.ones(len(order))
+    return np.where(position < num_seen, quality, math.nan), position < min(number, num_seen)
+
+
+def _classes(given: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """The positions of each class that has any, ascending."""
+    ends = np.cumsum(np.bincount(given, minlength=num_classes))
+    parts = np.split(np.argsort(given, kind="stable"), ends[:-1])
+    return [part for part in parts if len(part)]
+
+
+def _median_and_iqr(values: np.ndarray) -> tuple[float, float]:
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return float(middle), float(high - low)
+
+
+def _percentile(ranks: np.ndarray) -> np.ndarray:
+    return (ranks + 1) / len(ranks) * 100
+
+
+def _unknown(like: np.ndarray) -> np.ndarray:
+    return np.full(len(like), -1)
