@@ -80,7 +80,7 @@ def find_label_issues(
         aum         AUM ascending
         confidence  p_y less the mean p_y of the samples with that label, ascending (confident learning)
         combined    AUM ascending, by its place among all samples and, with half the weight, among those with the same
-                    label. α gives the suggested labels and the kinds; it adds nothing to this ranking
+                    label. α gives the suggested labels and the kinds, and has no part in this ranking
 
     Returns one row a sample:
         index             int64: the sample's id, its position in `labels`
