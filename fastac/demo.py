@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\naccuracy and loss by epoch:    {curves}")
     print(f"the most suspicious images:    {folders['ac1'].contact_sheet}")
     print(f"all labels, most suspicious first: {folders['ac1'].issues}")
+    print(f"to decide on them on a page:   python -m fastac.review {folders['ac1'].path}")
     return 0
 
 
