@@ -106,6 +106,19 @@ def test_what_is_saved_is_what_is_loaded(checkpoints, tmp_path):
     assert loaded.own("nobody's") == []
 
 
+def test_the_thread_that_writes_asks_for_no_gpu(checkpoints, tmp_path, monkeypatch):
+    """There its device would be GPU 0 on every rank."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a stream was asked for")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed.checkpoint.filesystem, "_OverlappingCpuLoader", refuse)
+    checkpoints.save(1, {"x": torch.ones(3)}, {})
+    checkpoints.wait()
+    assert torch.equal(checkpoints.load(tmp_path / step_name(1)).shared["x"], torch.ones(3))
+
+
 def test_a_network_with_its_optimizer(checkpoints):
     def make(seed):
         torch.manual_seed(seed)
