@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+import training_runs
 from dense import relative_error
 from sharded_runs import (
     BFLOAT16,
@@ -70,6 +71,7 @@ def assert_same_dynamics(case, results, truth):
             result["dynamics"], truth["dynamics"], rtol=1e-5, atol=1e-5, equal_nan=True
         )
         assert torch.equal(result["dynamics"][:, 1], truth["dynamics"][:, 1])
+        assert training_runs.differences(result["dynamics state"], result["dynamics copy"]) == []
     whole = fastac.TrainingDynamics(case.num_samples, K)
     whole.load_state_dict([result["dynamics state"] for result in results])
     for name, value in truth["dynamics state"].items():
