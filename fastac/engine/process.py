@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from fastac.collectives import CollectiveError, forget, named, watch
 from fastac.config import Config
 
-__all__ = ["Process", "pick_device"]
+__all__ = ["Process", "backend", "pick_device"]
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -124,6 +124,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def backend(device: torch.device) -> str:
+    """torch.distributed's backends of a run: gloo for what is on the CPU, NCCL for what is on the GPU."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
 def _join(device: torch.device, timeout: float) -> tuple[int, int]:
     """Join the process group that torchrun's environment describes. Returns (rank, world size)."""
     # Before there is a group: this module's functions take the default group of the time of its import as their
@@ -139,7 +144,7 @@ def _join(device: torch.device, timeout: float) -> tuple[int, int]:
     watch(PrefixStore("fastac", store), rank, world_size, timeout)
     with named("the start of the process group"):
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            backend(device),
             store=store,
             rank=rank,
             world_size=world_size,
