@@ -716,10 +716,20 @@ def known(note):
     return int(note.read_text() or 0) if note.exists() else 0
 
 
+def wait_until(condition):
+    """So that a slow machine has got somewhere before the clock of a random moment starts."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def test_a_process_killed_at_random_moments(tmp_path):
     note, moments, steps = tmp_path / "note", random.Random(1), []
-    for _ in range(8):
+    for attempt in range(8):
         pid = fork(lambda: save_for_ever(tmp_path / "run", note))
+        if attempt == 7:
+            wait_until(lambda: known(note) > 1)
         time.sleep(moments.uniform(0.02, 0.4))
         os.kill(pid, signal.SIGKILL)
         assert ended(pid) == -signal.SIGKILL
@@ -740,10 +750,17 @@ def test_two_ranks_of_which_one_or_both_are_killed_at_random_moments(tmp_path):
 
         def run(rank, attempt=attempt):
             join(rank, 2, f"{tmp_path}/store{attempt}")
-            save_for_ever(tmp_path / "run", note, dist.new_group(backend="gloo"))
+            group = dist.new_group(backend="gloo")
+            (tmp_path / f"joined {attempt} {rank}").touch()
+            save_for_ever(tmp_path / "run", note, group)
 
         pids = [fork(lambda rank=rank: run(rank)) for rank in range(2)]
-        time.sleep(moments.uniform(0.2, 1.0))
+        wait_until(
+            lambda: len(list(tmp_path.glob("joined *"))) == 2 * (attempt + 1)
+        )  # else one waits for the other
+        if attempt == 7:
+            wait_until(lambda: known(note) > 1)
+        time.sleep(moments.uniform(0.0, 0.8))
         victims = [pids[0:1], pids[1:2], pids][attempt % 3]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
