@@ -755,9 +755,8 @@ def test_two_ranks_of_which_one_or_both_are_killed_at_random_moments(tmp_path):
             save_for_ever(tmp_path / "run", note, group)
 
         pids = [fork(lambda rank=rank: run(rank)) for rank in range(2)]
-        wait_until(
-            lambda: len(list(tmp_path.glob("joined *"))) == 2 * (attempt + 1)
-        )  # else one waits for the other
+        # Else the one that is left waits for the other to join.
+        wait_until(lambda count=2 * (attempt + 1): len(list(tmp_path.glob("joined *"))) == count)
         if attempt == 7:
             wait_until(lambda: known(note) > 1)
         time.sleep(moments.uniform(0.0, 0.8))
