@@ -94,7 +94,14 @@ class Writer(FileSystemWriter):
     """The storage, and the stager, of one `async_save` of {"shared": state, "own": {name: state}}."""
 
     def __init__(self, path: Path, step: int, *, keep: int, rank: int, world_size: int, stager: Stager):
-        super().__init__(sibling(path, "tmp"), single_file_per_rank=True, sync_files=True, thread_count=1)
+        # No copying ahead: it asks for the thread's CUDA device, which in a new thread is GPU 0 on every rank.
+        super().__init__(
+            sibling(path, "tmp"),
+            single_file_per_rank=True,
+            sync_files=True,
+            thread_count=1,
+            per_thread_copy_ahead=0,
+        )
         self.fs: ChecksumFileSystem = ChecksumFileSystem()
         self.final, self.step, self.keep = path, step, keep
         self.temporary = sibling(path, "tmp")

@@ -90,11 +90,14 @@ class Exchange:
     ):
         self.group, self.rank, self.world_size = group, rank, world_size
         self.num_samples, self.device = num_samples, device
+        # Counts are for the host: where the group has gloo for the CPU, they don't queue behind the GPU's work.
+        types = () if world_size == 1 or group is None else {kind.type for kind in group._device_types}
+        self._counting = torch.device("cpu") if "cpu" in types else device
         self.traffic = Traffic()
 
     def request(self, index: Tensor) -> Request:
-        """Ask for the rows index (n,), int64 or int32, on any device: the host has to know how many go where, and does
-        not wait for the accelerator where index is on the CPU.
+        """Ask for the rows index (n,), int64 or int32, on any device: the host has to know how many go where. It does
+        not wait for the accelerator where index is on the CPU and the group has a backend for the CPU.
 
         IndexError for an id outside [0, N); the other ranks, which then can't go on either, raise RuntimeError.
         """
@@ -103,7 +106,7 @@ class Exchange:
         owner = shard_owner(torch.where(good, ids, 0), self.num_samples, self.world_size)
         counts = torch.bincount(owner, minlength=self.world_size)
         counts = torch.where(good.all(), counts, -1)
-        arriving = self._send("counts", counts.to(self.device), None, None).wait()
+        arriving = self._send("counts", counts.to(self._counting), None, None).wait()
         sent, received = counts.tolist(), arriving.tolist()
         self._check(ids, good, sent, received)
         order = torch.argsort(owner, stable=True)

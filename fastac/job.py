@@ -202,27 +202,31 @@ class Job:
     def _loader(self, samples: Samples, labels: np.ndarray, *, training: bool = False) -> Loader:
         """training: shuffled and augmented. Else each sample once, as it is, by the training set's means."""
         c, engine = self.config, self.engine
-        sampler = EpochSampler(
-            len(samples),
-            c.data.batch_size,
-            rank=engine.rank,
-            world_size=engine.world_size,
-            seed=c.run.seed,
-            shuffle=training,
-            drop_last=training and c.data.drop_last,
-            aligned=training and c.loss.alpha_placement == "aligned" and engine.world_size > 1,
-            exclude=self.data.excluded if training else None,
-        )
         return Loader(
             samples,
             labels,
-            sampler,
+            self._sampler(len(samples), engine.world_size, engine.rank, training=training),
             augment=c.data.augment if training else "none",
             seed=c.run.seed,
             device=engine.device,
             workers=c.data.workers,
             mean=None if training else self.train_loader.mean,
             std=None if training else self.train_loader.std,
+        )
+
+    def _sampler(self, num_samples: int, ranks: int, rank: int = 0, *, training: bool) -> EpochSampler:
+        """Of this run's global batch on so many ranks."""
+        c = self.config
+        return EpochSampler(
+            num_samples,
+            c.data.batch_size * self.engine.world_size // ranks,
+            rank=rank,
+            world_size=ranks,
+            seed=c.run.seed,
+            shuffle=training,
+            drop_last=training and c.data.drop_last,
+            aligned=training and c.loss.alpha_placement == "aligned" and ranks > 1,
+            exclude=self.data.excluded if training else None,
         )
 
     def _forward(self, images: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -332,6 +336,13 @@ class Job:
             raise ValueError(
                 f"batch_size was {self.config.data.batch_size} on {ranks} rank(s), {rows} together; it should be "
                 f"{state['global_batch']} together, as in the checkpoint"
+            )
+        steps = len(self._sampler(len(self.data.given), state["ranks"], training=True))
+        if steps != len(self.train_loader):
+            raise ValueError(
+                f"an epoch has {len(self.train_loader)} batches on {ranks} rank(s) and had {steps} on the checkpoint's "
+                f"{state['ranks']}: a last batch of less than two rows a rank joins the one before it. Go on with as "
+                "many ranks"
             )
         aligned = self.config.loss.alpha_placement == "aligned"
         if aligned and state["ranks"] != ranks and state["position"]["batch"]:

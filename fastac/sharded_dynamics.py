@@ -70,6 +70,18 @@ class ShardedTrainingDynamics(TrainingDynamics):
         self._calls = 0
         self._foreign = torch.zeros((), dtype=torch.bool, device=self.device)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ShardedTrainingDynamics:
+        """Collective, as `state_dict` is."""
+        copy = ShardedTrainingDynamics(
+            self.num_samples,
+            self.num_classes,
+            placement=self.placement,
+            device=self.device,
+            process_group=self.process_group,
+        )
+        copy.load_state_dict(self.state_dict())
+        return copy
+
     def _find_held(self) -> range:
         return range(*shard_bounds(self.num_samples, self.rank, self.world_size))
 

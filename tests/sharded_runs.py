@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -164,6 +165,7 @@ def train(rank, world, case, sharded=True, plan_world=None):
         "grads": grads,
         "dynamics": torch.from_numpy(dynamics.frame().to_numpy(dtype="float64")),
         "dynamics state": dynamics.state_dict(),
+        "dynamics copy": copy.deepcopy(dynamics).state_dict(),
         "steps": int(table.clock.steps),
     }
     if sharded:

@@ -106,6 +106,19 @@ def test_what_is_saved_is_what_is_loaded(checkpoints, tmp_path):
     assert loaded.own("nobody's") == []
 
 
+def test_the_thread_that_writes_asks_for_no_gpu(checkpoints, tmp_path, monkeypatch):
+    """There its device would be GPU 0 on every rank."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a stream was asked for")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed.checkpoint.filesystem, "_OverlappingCpuLoader", refuse)
+    checkpoints.save(1, {"x": torch.ones(3)}, {})
+    checkpoints.wait()
+    assert torch.equal(checkpoints.load(tmp_path / step_name(1)).shared["x"], torch.ones(3))
+
+
 def test_a_network_with_its_optimizer(checkpoints):
     def make(seed):
         torch.manual_seed(seed)
@@ -703,10 +716,20 @@ def known(note):
     return int(note.read_text() or 0) if note.exists() else 0
 
 
+def wait_until(condition):
+    """So that a slow machine has got somewhere before the clock of a random moment starts."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def test_a_process_killed_at_random_moments(tmp_path):
     note, moments, steps = tmp_path / "note", random.Random(1), []
-    for _ in range(8):
+    for attempt in range(8):
         pid = fork(lambda: save_for_ever(tmp_path / "run", note))
+        if attempt == 7:
+            wait_until(lambda: known(note) > 1)
         time.sleep(moments.uniform(0.02, 0.4))
         os.kill(pid, signal.SIGKILL)
         assert ended(pid) == -signal.SIGKILL
@@ -727,10 +750,16 @@ def test_two_ranks_of_which_one_or_both_are_killed_at_random_moments(tmp_path):
 
         def run(rank, attempt=attempt):
             join(rank, 2, f"{tmp_path}/store{attempt}")
-            save_for_ever(tmp_path / "run", note, dist.new_group(backend="gloo"))
+            group = dist.new_group(backend="gloo")
+            (tmp_path / f"joined {attempt} {rank}").touch()
+            save_for_ever(tmp_path / "run", note, group)
 
         pids = [fork(lambda rank=rank: run(rank)) for rank in range(2)]
-        time.sleep(moments.uniform(0.2, 1.0))
+        # Else the one that is left waits for the other to join.
+        wait_until(lambda count=2 * (attempt + 1): len(list(tmp_path.glob("joined *"))) == count)
+        if attempt == 7:
+            wait_until(lambda: known(note) > 1)
+        time.sleep(moments.uniform(0.0, 0.8))
         victims = [pids[0:1], pids[1:2], pids][attempt % 3]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)

@@ -3,11 +3,13 @@
 import copy
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+import training_runs
 from dense import relative_error
 from sharded_runs import (
     BFLOAT16,
@@ -27,6 +29,7 @@ from sharded_runs import (
 
 import fastac
 from fastac.data import EpochSampler
+from fastac.exchange import Exchange
 from fastac.issues import alpha_statistics
 from fastac.partition import shard_bounds, shard_owner
 
@@ -70,6 +73,7 @@ def assert_same_dynamics(case, results, truth):
             result["dynamics"], truth["dynamics"], rtol=1e-5, atol=1e-5, equal_nan=True
         )
         assert torch.equal(result["dynamics"][:, 1], truth["dynamics"][:, 1])
+        assert training_runs.differences(result["dynamics state"], result["dynamics copy"]) == []
     whole = fastac.TrainingDynamics(case.num_samples, K)
     whole.load_state_dict([result["dynamics state"] for result in results])
     for name, value in truth["dynamics state"].items():
@@ -453,6 +457,29 @@ def test_compiled(placement):
         results.append(table.dense())
     assert float(results[0].abs().max()) > 0.01
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("kinds", "device"), [(("cpu", "cuda"), "cpu"), (("cuda",), "cuda")])
+def test_counts_go_past_the_gpu_where_the_group_has_gloo(kinds, device):
+    """The host waits for them; on the device they would be behind all that is queued there."""
+    group = SimpleNamespace(_device_types=[torch.device(kind) for kind in kinds])
+    exchange = Exchange(group, 0, 2, 10, torch.device("cuda"))
+    sent = []
+    exchange._send = lambda kind, values, *sizes: (
+        sent.append((kind, values))
+        or SimpleNamespace(
+            wait=lambda: torch.tensor([-1, 0])  # rank 0 had an index outside, so nothing more is sent
+        )
+    )
+    if device == "cuda":
+        assert exchange._counting.type == "cuda"
+        return
+    with pytest.raises(RuntimeError, match="rank 0 was given an index outside"):
+        exchange.request(torch.tensor([1, 9]))
+    ((kind, counts),) = sent
+    assert kind == "counts"
+    assert counts.device.type == "cpu"
+    assert counts.tolist() == [1, 1]
 
 
 def test_dynamics_of_other_ranks_samples():

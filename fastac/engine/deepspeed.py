@@ -19,7 +19,7 @@ from torch._C._distributed_c10d import HashStore
 
 from fastac.collectives import named
 from fastac.config import Config
-from fastac.engine.process import Process, pick_device
+from fastac.engine.process import Process, backend, pick_device
 from fastac.engine.state import Names
 from fastac.extras import require
 from fastac.table import AlphaTable
@@ -195,7 +195,7 @@ class ZeroEngine(Process):
         self.alone = not self.distributed
         if self.alone:  # DeepSpeed wants a process group of one, and a local rank at every step
             os.environ["LOCAL_RANK"] = "0"
-            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend(self.device), store=HashStore(), rank=0, world_size=1)
             self.distributed = True
         # Steps that are skipped: the schedule counts them all the same.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")

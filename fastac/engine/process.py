@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import time
+import uuid
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -13,13 +15,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from fastac.collectives import forget, named, watch
+from fastac.collectives import CollectiveError, forget, named, watch
 from fastac.config import Config
 
-__all__ = ["Process", "pick_device"]
+__all__ = ["Process", "backend", "pick_device"]
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -122,6 +124,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def backend(device: torch.device) -> str:
+    """torch.distributed's backends of a run: gloo for what is on the CPU, NCCL for what is on the GPU."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
 def _join(device: torch.device, timeout: float) -> tuple[int, int]:
     """Join the process group that torchrun's environment describes. Returns (rank, world size)."""
     # Before there is a group: this module's functions take the default group of the time of its import as their
@@ -132,17 +139,48 @@ def _join(device: torch.device, timeout: float) -> tuple[int, int]:
     ):  # the watchdog's message then has the last operations, and the ranks that lag behind
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
         os.environ.setdefault("TORCH_NCCL_DESYNC_DEBUG", "1")
-    # Workers that torchrun restarts would find their dead predecessors' addresses in its store and hang,
-    # so each attempt has a prefix of its own.
     store, rank, world_size = next(rendezvous("env://"))
-    store = PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = PrefixStore(_agree(PrefixStore("starts", store), rank, world_size, timeout), store)
     watch(PrefixStore("fastac", store), rank, world_size, timeout)
     with named("the start of the process group"):
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            backend(device),
             store=store,
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )
     return rank, world_size
+
+
+def _agree(store: Store, rank: int, world_size: int, timeout: float) -> str:
+    """A name for this start, the same on all ranks, that no other start has. CollectiveError after `timeout` seconds.
+
+    torchrun keeps its store over restarts: under the same keys, ranks would find their dead predecessors' addresses.
+    Its count of restarts is no such name, because each node counts its own. So each rank leaves a word, and rank 0
+    answers every word that it finds, a predecessor's too, with its own, until all of its own start have read that.
+    """
+    word, others = uuid.uuid4().hex, range(1, world_size)
+    deadline = time.monotonic() + timeout
+    failure = f"rank {rank} waited {timeout:g} s in the start of the process group (dist_timeout): "
+    if rank != 0:
+        store.set(f"word/{rank}", word)
+        try:
+            store.wait([f"answer/{word}"], timedelta(seconds=timeout))
+        except dist.DistError as error:
+            raise CollectiveError(f"{failure}rank 0 does not answer") from error
+        name = store.get(f"answer/{word}").decode()
+        store.set(f"{name}/{rank}", "read")
+        return name
+    answered: dict[int, str] = {}
+    while missing := [other for other in others if not store.check([f"{word}/{other}"])]:
+        if time.monotonic() > deadline:
+            raise CollectiveError(f"{failure}ranks that do not answer: {', '.join(map(str, missing))}")
+        for other in missing:
+            if store.check([f"word/{other}"]):
+                found = store.get(f"word/{other}").decode()
+                if answered.get(other) != found:
+                    store.set(f"answer/{found}", word)
+                    answered[other] = found
+        time.sleep(0.01)
+    return word
