@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m fastac.demo
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 10
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -304,7 +304,7 @@ class Job:
 
     def load(self, checkpoint: Loaded) -> None:
         """Go on from a checkpoint of any number of ranks. ValueError, and nothing changed, where it is of other data,
-        of another table or of another global batch."""
+        of another network, table or global batch."""
         state, engine = checkpoint.shared, self.engine
         self._check(state)
         for name, part in self._parts().items():
@@ -322,7 +322,8 @@ class Job:
             restore_rng(rng, engine.device)
 
     def _check(self, state: dict[str, Any]) -> None:
-        """ValueError unless the checkpoint's shared state is of this run's data and batches."""
+        """ValueError unless the checkpoint's shared state is of this run's data, batches and network."""
+        self.engine.names.check(state["network"])
         ranks, rows = self.engine.world_size, self.config.data.batch_size * self.engine.world_size
         if state["labels"] != self.data.digest():
             raise ValueError(

@@ -37,7 +37,8 @@ from fastac.run import RunFolder, environment, results_text, write_results
 
 __all__ = ["StoppedError", "main", "train"]
 
-_STOP_EVERY = 10  # steps after which several ranks ask each other whether to stop
+_DISKS = 6.0  # how much longer than for a collective ranks wait for each other's files
+_ASK_SECONDS = 2.0  # after which several ranks ask each other whether to stop
 
 
 # ---------------------------------------------------------------- the command
@@ -132,9 +133,8 @@ def train_on(
     job = Job(config, engine, load_data(config), create)
     with contextlib.ExitStack() as stack:
         folder = RunFolder(place) if going_on else open_folder(job, None)
-        checkpoints = Checkpoints(
-            folder.checkpoints, keep=config.run.checkpoint_hist, group=engine.new_group()
-        )
+        group = engine.new_group(patience=_DISKS)
+        checkpoints = Checkpoints(folder.checkpoints, keep=config.run.checkpoint_hist, group=group)
         stack.enter_context(contextlib.closing(checkpoints))
         if going_on:
             resume_from(job, checkpoints)
@@ -186,6 +186,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.signum = 0
+        self.next_question = 0  # the step after which the ranks ask each other
         self._when = 0.0
         self._before: dict[int, Any] = {}
 
@@ -301,10 +302,18 @@ def train_step(job: Job, group: list[Batch]) -> int:
 
 
 def must_stop(job: Job, stop: StopSignal) -> bool:
-    """Whether a rank got a signal; several ranks agree on it every few steps."""
-    if job.engine.world_size == 1:
+    """Whether a rank got a signal. Several ranks ask each other about every two seconds, at steps that all of them
+    know: what they said of their steps' time at the last one gives the next one."""
+    engine, position = job.engine, job.position
+    if engine.world_size == 1:
         return stop.signum != 0
-    return job.position.step % _STOP_EVERY == 0 and job.engine.any(stop.signum != 0, "whether to stop")
+    if position.step < stop.next_question:
+        return False
+    mine = torch.tensor([float(stop.signum != 0), position.seconds / position.step], dtype=torch.float64)
+    signals, seconds = engine.sum(mine, "signals to stop").tolist()
+    steps = _ASK_SECONDS * engine.world_size / max(seconds, 1e-9)
+    stop.next_question = position.step + max(1, min(int(steps), 1000))
+    return signals > 0
 
 
 def stopped(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal) -> StoppedError:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastac.config import Config
+from fastac.engine.state import Names
 from fastac.table import AlphaTable
 
 __all__ = ["Engine", "create_engine"]
@@ -28,6 +29,8 @@ class Engine(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    names: Names
+    """What a state has to be of, after `prepare`."""
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Take the network, which is on the device, and its optimizer. Returns the module that the training step calls;
@@ -59,8 +62,9 @@ class Engine(Protocol):
         """Take what any engine saved; all ranks call it, after `prepare`. ValueError, and nothing changed, where
         names or shapes are not this network's."""
 
-    def new_group(self) -> dist.ProcessGroup | None:
-        """Another process group of all ranks; None for one process. All ranks call it."""
+    def new_group(self, patience: float = 1.0) -> dist.ProcessGroup | None:
+        """Another process group of all ranks; None for one process. All ranks call it. patience: its time-out as a
+        multiple of the config's dist_timeout."""
 
     def sync_buffers(self) -> None:
         """Give every rank the batch norm statistics of rank 0."""

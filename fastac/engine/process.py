@@ -53,11 +53,12 @@ class Process:
             return nullcontext()
         return torch.autocast(self.device.type, self.amp_dtype)
 
-    def new_group(self) -> dist.ProcessGroup | None:
+    def new_group(self, patience: float = 1.0) -> dist.ProcessGroup | None:
         if self.world_size == 1:
             return None
+        timeout = timedelta(seconds=self.timeout * patience)
         with named("the start of a process group"):
-            group: dist.ProcessGroup | None = dist.new_group(timeout=timedelta(seconds=self.timeout))
+            group: dist.ProcessGroup | None = dist.new_group(timeout=timeout)
         return group
 
     def sync_buffers(self) -> None:
