@@ -19,6 +19,7 @@ def _poisoned_memory():
 
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # and so do those of the processes that tests start
 
 
 def pytest_collection_modifyitems(items):

@@ -3,6 +3,7 @@
 The workers are forked from this process, so that a restart costs no imports.
 """
 
+import importlib
 import json
 import os
 import random
@@ -112,8 +113,18 @@ def worker(run: dict, log: str) -> int:
     return attempt
 
 
+def import_first(engines: set[str]) -> None:
+    """What each worker would import by itself, in seconds of each start."""
+    for name in ("torch._dynamo", "torch.distributed.nn.functional", "sklearn.datasets", "tqdm", "tomli_w"):
+        importlib.import_module(name)
+    if "deepspeed" in engines:
+        importlib.import_module("fastac.engine.deepspeed")
+        importlib.import_module("deepspeed")
+
+
 def main() -> None:
     job = json.loads(sys.argv[1])
+    import_first({run["config"]["engine"] for run in job["runs"]})
     for name in ("contact_sheet", "plot_alpha", "plot_curves"):
         setattr(fastac.run, name, lambda *args, **kwargs: None)
     for run in job["runs"]:
