@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fastac.data import UnreadableImageError, load_dataset
+from fastac.data.bad_files import BAD_KINDS, encode_bad
 from fastac.data.decode import CROP_DRAWS, _random_box, centre_crop, open_rgb, random_resized_crop
 
 Image = pytest.importorskip("PIL.Image")
@@ -148,6 +150,63 @@ def test_exif_orientation(tmp_path, orientation):
     np.testing.assert_array_equal(decoded(tmp_path / "x.png"), upright)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "LA", "RGBA"])
+def test_16_bit_colour_png_keeps_its_high_byte(tmp_path, mode):
+    channels = {"RGB": 3, "LA": 2, "RGBA": 4}[mode]
+    values = RNG.integers(0, 65536, (5, 7, channels), dtype=np.uint16)
+    colour_type = {"RGB": 2, "LA": 4, "RGBA": 6}[mode]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    content = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", 7, 5, 16, colour_type, 0, 0, 0)
+    for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        content += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    (tmp_path / "x.png").write_bytes(content)
+    expected = np.repeat(values[..., :1], 3, axis=2) if mode == "LA" else values[..., :3]
+    np.testing.assert_array_equal(decoded(tmp_path / "x.png"), expected >> 8)
+
+
+def test_of_several_frames_the_first_is_taken(tmp_path):
+    frames = [Image.fromarray(np.full((4, 5, 3), v, dtype=np.uint8)) for v in (10, 200)]
+    for suffix in ("gif", "webp", "png", "tiff"):
+        path = tmp_path / f"x.{suffix}"
+        options = {"lossless": True} if suffix == "webp" else {}
+        frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+        np.testing.assert_array_equal(decoded(path), np.full((4, 5, 3), 10))
+
+
+def exif_block(entries: list[bytes]) -> bytes:
+    """Big-endian EXIF data of one directory; an entry: tag, type, count and value, 12 bytes."""
+    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + b"".join(entries) + b"\0" * 4
+
+
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (b"Exif\0\0garbage!", False),
+        (b"Exif\0\0MM", False),
+        (exif_block([struct.pack(">HHI2sH", 0x0112, 2, 1, b"A", 0)]), False),  # the orientation as text
+        (exif_block([struct.pack(">HHIHH", 0x0112, 3, 1, 9, 0)]), False),  # none of the eight
+        # A right orientation beside a resolution in letters, which Pillow cannot write back.
+        (
+            exif_block(
+                [
+                    struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0),
+                    struct.pack(">HHI4s", 0x011A, 2, 4, b"\xff\xfe\xfd\xfc"),
+                ]
+            ),
+            True,
+        ),
+    ],
+    ids=["garbage", "short", "text", "nine", "other tag broken"],
+)
+def test_broken_exif_data_does_not_cost_the_image(tmp_path, exif, turned):
+    write(tmp_path / "x.jpg", exif=exif, quality=95)
+    upright = np.rot90(smooth(12, 16), -1) if turned else smooth(12, 16)
+    pixels = decoded(tmp_path / "x.jpg").astype(int)
+    assert pixels.shape == upright.shape
+    assert np.abs(pixels - upright).mean() < 6
+
+
 def jpeg() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(smooth(40, 60)).save(buffer, "JPEG")
@@ -168,7 +227,8 @@ def jpeg() -> bytes:
 def test_unreadable_images(tmp_path, content):
     path = tmp_path / "bad.jpg"
     path.write_bytes(content)
-    with pytest.raises(UnreadableImageError, match=f"cannot decode the image {path}: "):
+    reason = "" if content else "the file is empty"
+    with pytest.raises(UnreadableImageError, match=f"cannot decode the image {path}: {reason}"):
         open_rgb(path)
 
 
@@ -190,6 +250,53 @@ def test_a_huge_image_is_unreadable(tmp_path):
     (tmp_path / "x.png").write_bytes(bytes(content))
     with pytest.raises(UnreadableImageError, match="decompression bomb"):
         open_rgb(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("guard", [None, 10**10])
+def test_a_lifted_guard_of_pillow_does_not_count(tmp_path, monkeypatch, guard):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", guard)
+    path = tmp_path / "huge.png"
+    path.write_bytes(encode_bad("huge", Image.new("RGB", (1, 1))))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(
+        UnreadableImageError, match="20000x20000 is more than the 178956970 pixels that are decoded"
+    ):
+        open_rgb(path)
+
+
+def test_a_bad_images_kind_is_what_it_says(tmp_path):
+    """Each kind of file that the generator adds, decoded: the picture that went in, or a refusal."""
+    pixels = smooth(60, 90)
+    gray = np.array(Image.fromarray(pixels).convert("L"))[..., None].repeat(3, axis=2)
+    shown = {"cmyk": pixels, "grayscale": gray, "16-bit": gray, "exif-rotated": pixels}
+    stored = {"cmyk": ("CMYK", (90, 60)), "grayscale": ("L", (90, 60)), "exif-rotated": ("RGB", (60, 90))}
+    assert set(shown) == {kind.name for kind in BAD_KINDS if kind.readable}
+    for kind in BAD_KINDS:
+        path = tmp_path / f"{kind.name}{kind.suffix}"
+        path.write_bytes(encode_bad(kind.name, Image.fromarray(pixels)))
+        if not kind.readable:
+            with pytest.raises(UnreadableImageError, match="cannot decode the image"):
+                open_rgb(path)
+            continue
+        result = decoded(path).astype(int)
+        assert result.shape == pixels.shape, kind
+        assert np.abs(result - shown[kind.name]).mean() < 4, kind
+        with Image.open(path) as image:
+            assert (image.mode, image.size) == stored.get(kind.name, (image.mode, (90, 60)))
+    assert (tmp_path / "16-bit.png").read_bytes()[24] == 16  # bits a channel, in the header
+    with pytest.raises(ValueError, match="kind is 'wet'; it should be one of zero-byte, truncated"):
+        encode_bad("wet", Image.fromarray(pixels))
+
+
+def test_too_little_memory_names_the_file(tmp_path, monkeypatch):
+    def fail(_image):
+        raise MemoryError
+
+    monkeypatch.setattr("fastac.data.decode._to_rgb", fail)
+    write(tmp_path / "x.png")
+    with pytest.raises(MemoryError) as caught:
+        open_rgb(tmp_path / "x.png")
+    assert caught.value.__notes__ == [f"while the image {tmp_path / 'x.png'} was decoded"]
 
 
 def test_a_missing_file_is_not_a_bad_image(tmp_path):

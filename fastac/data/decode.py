@@ -60,7 +60,8 @@ def open_rgb(path: Path) -> Image:
     except Exception as error:  # Pillow's decoders raise many types on broken files
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UnreadableImageError(f"cannot decode the image {path}: {error}") from error
+        reason = "the file is empty" if path.stat().st_size == 0 else error
+        raise UnreadableImageError(f"cannot decode the image {path}: {reason}") from error
 
 
 def _upright(image: Image) -> Image:

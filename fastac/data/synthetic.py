@@ -35,8 +35,8 @@ _FORMAT = 1  # to be raised with every change of what is drawn, so that no tree 
 _RECORD = "synthetic.json"
 _SPLITS = ("train", "val", "bad")
 _MAX_IMAGES = 10_000_000  # the list of files is kept in memory
-_BYTES_A_PIXEL = 0.65  # of the JPEGs, for the estimate of the space
-_IMAGENET_PIXELS = 180_000  # the same, a mean
+_BYTES_A_PIXEL = 0.6  # of the JPEGs, for the estimate of the space
+_IMAGENET_PIXELS = 190_000  # the same, a mean
 _REPORT_SECONDS = 10.0
 
 
@@ -339,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the tree and say what to do with it. Exit status 2: a user's error."""
     options = _parser().parse_args(argv)
     out, workers = options.out, options.workers
-    signal.signal(signal.SIGTERM, _interrupt)
+    handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
         settings = _settings(options)
         written = write_tree(
@@ -353,6 +353,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"fastac.data.synthetic: error: {error}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     print(_summary(out, settings, written))
     return 0
 
