@@ -218,18 +218,23 @@ def write_tree(
             done += 1
             if report is not None:
                 report(done, len(plan.files))
-        for name, text in plan.tables().items():
-            (part / name).write_text(text, encoding="utf-8")
-            os.replace(part / name, out / name)
-        for split in ("val", "train"):  # train last: without it no loader takes the folder
-            if (part / split).is_dir():
-                os.replace(part / split, out / split)
-        shutil.rmtree(part)
+        _move_into_place(plan, out)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(f"no space is left for {out}; the same call goes on from here") from error
         raise
     return len(missing)
+
+
+def _move_into_place(plan: _Plan, out: Path) -> None:
+    part = out / ".part"
+    for name, text in plan.tables().items():
+        (part / name).write_text(text, encoding="utf-8")
+        os.replace(part / name, out / name)
+    for split in ("val", "train"):  # train last: without it no loader takes the folder
+        if (part / split).is_dir():
+            os.replace(part / split, out / split)
+    shutil.rmtree(part)
 
 
 def _begun(out: Path, settings: Settings) -> bool:
