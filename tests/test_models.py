@@ -191,6 +191,20 @@ def test_shake_shake_shortcuts():
     torch.testing.assert_close(second(x), second.shortcut(F.relu(x)))
 
 
+def test_shake_shake_block():
+    """ReLU, 3x3, BN, ReLU, 3x3, BN in both branches (Gastaldi 2017, section 2.1); their mean in evaluation."""
+    block = create_model("shake-shake-8-2x16d", num_classes=10, in_channels=3).double().eval().blocks[0]
+    x = torch.randn(2, 16, 6, 6, dtype=torch.float64)
+    expected = x.clone()
+    for branch in (block.branch1, block.branch2):
+        first, second = (
+            conv.weight / math.sqrt(1 + 1e-5) for conv in convolutions(branch)
+        )  # norms at their start
+        y = F.conv2d(x.relu(), first, padding=1)
+        expected += F.conv2d(y.relu(), second, padding=1) / 2
+    torch.testing.assert_close(block(x), expected)
+
+
 def test_pyramidnet_shortcuts():
     """Zero channels behind the block's own, and means of 2x2 pixels; at an odd edge, of the pixels that are there."""
     network = create_model("pyramidnet-11-9-shakedrop", num_classes=10, in_channels=3).eval()
