@@ -114,7 +114,12 @@ class DataConfig(Section):
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    model: str = key("cnn", "cnn, resnet20/32/44/56 or wrn-DEPTH-WIDTH")
+    model: str = key(
+        "cnn",
+        "cnn; CIFAR's resnet20/32/44/56, wrn-DEPTH-WIDTH, shake-shake-26-2xWIDTHd, pyramidnet-DEPTH-ALPHA[-shakedrop], "
+        "and with -imagenet at the end for images from 64x64 on; resnet50, resnet50-zero-init; timm:NAME, "
+        "torchvision:NAME",
+    )
 
 
 @dataclass(frozen=True)

@@ -369,7 +369,10 @@ def _check_network(network: nn.Module, name: str, samples: Samples) -> None:
     with torch.no_grad():
         try:
             logits = network(torch.zeros(1, samples.channels, height, width))
-        except RuntimeError as error:
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # the latter from timm's and torchvision's transformers
             raise ValueError(
                 f"model was {name!r}, which can't take images of {height}×{width} pixels: {error}"
             ) from error
