@@ -1,4 +1,4 @@
-"""Detection on real images: Fashion-MNIST, the first 10,000 training images, every fifth label flipped."""
+"""Detection on real images: Fashion-MNIST, the first 5,000 training images, every fifth label flipped."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from fastac.train import train
 )
 def test_algorithm_2_finds_the_flipped_labels(tmp_path):
     settings = {
-        "train_limit": 10_000,
+        "train_limit": 5000,
         "noise": "uniform",
         "noise_rate": 0.2,
         "loss": "ac1",
@@ -24,7 +24,7 @@ def test_algorithm_2_finds_the_flipped_labels(tmp_path):
         "progress": False,
     }
     result = train(load_config("fashion-mnist", settings))
-    assert result["train_images"] == 10_000
+    assert result["train_images"] == 5000
     assert result["epochs"] == 10
     found = result["detection"]["alpha"]
     assert found["noise_rate"] == 0.2

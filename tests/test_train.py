@@ -304,7 +304,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path):
         train(config(tmp_path, name=name, seed=seed), create=with_dropout)
     a, b, c = (final_state(tmp_path / name) for name in "abc")
     assert differences(a, b) == []
-    assert "/model/0.weight" in differences(a, c)
+    assert "/network/model/0.weight" in differences(a, c)
 
 
 def test_a_data_set_without_a_test_split(tmp_path, monkeypatch):
