@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_runs import fork
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from training_runs import (
     assert_same_run,
@@ -54,14 +54,7 @@ def whole(tmp_path_factory):
 
 def killed(action) -> int:
     """Run `action` in a forked process; returns what ended it."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
+    pid = fork(action)
     deadline = time.monotonic() + 60
     while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
         if time.monotonic() > deadline:
