@@ -177,7 +177,7 @@ def fit(
     loader = Loader(samples, given, sampler, augment=setting.augment, seed=seed, device=device)
     factor = lr_factor(setting.optimizer, len(loader))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    for epoch in range(setting.optimizer.epochs):
+    for epoch in range(setting.optimizer.trained_epochs):
         for batch in loader.epoch(epoch):
             images = batch.images.contiguous(memory_format=torch.channels_last)
             with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):

@@ -16,6 +16,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +36,7 @@ __all__ = [
     "read_recipe",
     "recipe_names",
     "resumed_config",
+    "variant_names",
     "write_config",
 ]
 
@@ -82,7 +84,9 @@ class Section:
 
 @dataclass(frozen=True)
 class DataConfig(Section):
-    dataset: str = key("digits", "digits, fashion-mnist, cifar10, cifar100, svhn, folder or npz")
+    dataset: str = key(
+        "digits", "digits, fashion-mnist, cifar10, cifar100, svhn, folder, webdataset, tfrecord or npz"
+    )
     data_dir: str | None = key(None, "where the data set's files are", on_resume=True)
     labels: str | None = key(None, "file that replaces the training labels by id: .npy, .csv or FILE.npz:KEY")
     label_truth: str = key(
@@ -99,10 +103,28 @@ class DataConfig(Section):
     noise_rate: float = key(0.0, "share of the training labels to flip", low=0, below=1)
     noise_seed: int = key(0, "seed of the injected noise", low=0)
     train_limit: int | None = key(None, "train on the first so many images only", low=1)
-    image_size: int | None = key(None, "side in pixels that folder images are brought to", low=4)
-    augment: str = key(
-        "none", "augmentation of the training images", choices=("none", "crop", "crop-flip", "imagenet")
+    image_size: int | None = key(None, "side in pixels that image files are brought to", low=4)
+    loader: str = key(
+        "torch",
+        "what makes batches of image files: torch, Pillow in this process or its workers; dali, NVIDIA's DALI; "
+        "synthetic, noise in the images' place, to time the rest",
+        choices=("torch", "dali", "synthetic"),
     )
+    dali_device: str = key(
+        "auto",
+        "where DALI decodes: gpu (hardware or hybrid JPEG decoder), cpu, or auto, where the network trains",
+        choices=("auto", "cpu", "gpu"),
+    )
+    augment: str = key(
+        "none", "crop of the training images", choices=("none", "crop", "crop-flip", "imagenet")
+    )
+    aa: str = key(
+        "none",
+        "policy applied after the crop: autoaugment, fast-autoaugment or pba (the data set's own, or another's: "
+        "autoaugment-cifar10), randaugment-nN-mM, trivialaugment",
+    )
+    cutout: int = key(0, "side in pixels of the square that Cutout blanks after the policy; 0: none", low=0)
+    reprob: float = key(0.0, "probability of random erasing", low=0, high=1)
     on_bad_image: str = key("stop", "what an unreadable image does", choices=("stop", "skip"))
     batch_size: int = key(128, "images a batch on each rank", low=1)
     drop_last: bool = key(
@@ -120,6 +142,15 @@ class ModelConfig(Section):
         "and with -imagenet at the end for images from 64x64 on; resnet50, resnet50-zero-init; timm:NAME, "
         "torchvision:NAME",
     )
+    initial_checkpoint: str | None = key(
+        None, "file or run folder whose network's weights training starts from: .safetensors, .pt, or a run"
+    )
+    channels_last: bool = key(
+        False, "memory format of images and weights that tensor cores read", on_resume=True
+    )
+    sync_bn: bool = key(False, "batch norm over the rows of all ranks (CUDA)")
+    model_ema: bool = key(False, "keep a moving average of the weights, and test it beside the network")
+    model_ema_decay: float = key(0.9998, "share of the average that stays at each step", above=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -163,6 +194,12 @@ class LossConfig(Section):
 @dataclass(frozen=True)
 class OptimizerConfig(Section):
     epochs: int = key(10, "passes over the training set", low=1)
+    short: float = key(
+        1.0,
+        "share of the epochs to train, with milestones and warm-up scaled alike; results of less than 1 say so",
+        above=0,
+        high=1,
+    )
     opt: str = key(
         "sgd",
         "torch's SGD, fused on CUDA, or the FusedSGD of NVIDIA's apex",
@@ -181,11 +218,29 @@ class OptimizerConfig(Section):
     grad_accum_steps: int = key(1, "batches summed into one step of the optimizer", low=1)
     amp_dtype: str = key("none", "autocast the network to this type", choices=("none", "bf16", "fp16"))
     torchcompile: bool = key(False, "torch.compile of the network and the loss")
+    cuda_graphs: bool = key(False, "replay the network's passes as CUDA graphs: one launch each (one GPU)")
+
+    @property
+    def trained_epochs(self) -> int:
+        """`epochs` scaled by `short`."""
+        return max(1, round(self.epochs * self.short))
+
+    @property
+    def trained_milestones(self) -> tuple[float, ...]:
+        """`milestones` in epochs, at the same share of the training as without `short`."""
+        return tuple(epoch * self.trained_epochs / self.epochs for epoch in self.milestones)
+
+    @property
+    def trained_warmup_epochs(self) -> float:
+        """`warmup_epochs`, as trained_milestones."""
+        return self.warmup_epochs * self.trained_epochs / self.epochs
 
 
 @dataclass(frozen=True)
 class RunConfig(Section):
-    recipe: str | None = key(None, "a recipe of the package by name, or the path of a TOML file")
+    recipe: str | None = key(
+        None, "a recipe of the package by name, or the path of a TOML file, and variants: RECIPE+VARIANT"
+    )
     seed: int = key(0, "seed of the network's start, the shuffles and the augmentation", low=0)
     device: str = key("auto", "where to train", choices=("auto", "cpu", "cuda"), on_resume=True)
     engine: str = key(
@@ -216,6 +271,12 @@ class RunConfig(Section):
     )
     checkpoint_hist: int = key(2, "how many checkpoints are kept", low=1, on_resume=True)
     log_interval: int = key(50, "steps between readings of the running metrics", low=1, on_resume=True)
+    profile_steps: int = key(
+        0,
+        "write a trace of so many steps of the first epoch to the run's folder; 0: none",
+        low=0,
+        on_resume=True,
+    )
     max_steps: int = key(0, "stop after so many steps, for trying out; 0: none", low=0, on_resume=True)
     score_history: bool = key(
         True, "keep each sample's AUM as of each epoch (2 bytes each) for the review page", on_resume=True
@@ -341,13 +402,48 @@ class Config:
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
-    folder = resources.files("fastac.recipes")
+    return _toml_names(resources.files("fastac.recipes"))
+
+
+def variant_names() -> list[str]:
+    """What can be put behind a recipe's name, RECIPE+VARIANT: keys that replace the recipe's."""
+    return _toml_names(resources.files("fastac.recipes") / "variants")
+
+
+def _toml_names(folder: Traversable) -> list[str]:
     return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The keys of a recipe of the package, or of a TOML file where `name` is a path that ends in .toml, as
-    one flat dict with `recipe` set. Raises ValueError for an unknown name, section or key."""
+    """The keys of a recipe as one flat dict with `recipe` set.
+
+    name: a recipe of the package, or the path of a TOML file, which ends in .toml; then, each after a "+", variants of
+    the package, whose keys replace those before them. Raises ValueError for an unknown name, section or key.
+    """
+    # A path may hold a + itself; variants come after its .toml, and have no dot.
+    base, *variants = [name] if name.endswith(".toml") else _at_pluses(name)
+    values = _read_base(base)
+    for variant in variants:
+        if variant not in variant_names():
+            raise ValueError(
+                f"recipe was {name!r}; after a + it should be {_one_of(variant_names())}"
+                f"{_nearest(variant, variant_names())}"
+            )
+        text = (
+            resources.files("fastac.recipes")
+            .joinpath("variants", f"{variant}.toml")
+            .read_text(encoding="utf-8")
+        )
+        values |= _parse_toml(text, f"variant {variant}")
+    return {**values, "recipe": "+".join([values["recipe"], *variants])}
+
+
+def _at_pluses(name: str) -> list[str]:
+    path, dot, variants = name.rpartition(".toml+")
+    return [path + ".toml", *variants.split("+")] if dot else name.split("+")
+
+
+def _read_base(name: str) -> dict[str, Any]:
     if not name.endswith(".toml"):
         if name not in recipe_names():
             raise ValueError(
@@ -468,7 +564,7 @@ def parse_command_line(argv: Sequence[str], prog: str = "fastac.train") -> Comma
         add_help=False,
         argument_default=argparse.SUPPRESS,
         description="Train a classifier on partly wrong labels and list the wrong labels.",
-        epilog=f"recipes: {', '.join(recipe_names())}",
+        epilog=f"recipes: {', '.join(recipe_names())}; variants, RECIPE+VARIANT: {', '.join(variant_names())}",
     )
     parser.add_argument("--help", "-h", action="store_true", help="show this and exit")
     argv = [_with_dashes(word) for word in argv]

@@ -179,7 +179,7 @@ class Job:
         self.given_loader = self._loader(train, data.given)
         self.test_loader = None if test is None else self._loader(test, test.labels)
         self.steps_per_epoch = math.ceil(len(self.train_loader) / config.optimizer.grad_accum_steps)
-        planned = config.optimizer.epochs * self.steps_per_epoch
+        planned = config.optimizer.trained_epochs * self.steps_per_epoch
         self.last_step = min(planned, config.run.max_steps or planned)
 
         self._lr_factor = lr_factor(config.optimizer, self.steps_per_epoch)

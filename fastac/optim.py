@@ -61,11 +61,11 @@ def lr_factor(config: OptimizerConfig, steps_per_epoch: int) -> Callable[[int], 
 
     Warm-up: the first W = warmup_epochs · steps_per_epoch steps rise linearly, step s at (s + 1) / (W + 1).
     cosine: from 1 at step W to 0 after the last epoch. multistep: gamma to the number of milestones (epochs)
-    reached, counted from the start of training. constant: 1.
+    reached, counted from the start of training. constant: 1. All of it is scaled by `short`.
     """
-    total = config.epochs * steps_per_epoch
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+    total = config.trained_epochs * steps_per_epoch
+    warmup = round(config.trained_warmup_epochs * steps_per_epoch)
+    milestones = [round(epoch * steps_per_epoch) for epoch in config.trained_milestones]
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -220,7 +220,7 @@ def fit(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal)
         tensorboard = folder.tensorboard if c.run.tensorboard else None
         log = MetricsLog(folder.metrics, tensorboard, position.epoch, position.step)
         ScoreHistory(folder.history).forget_after(position.epoch)
-    progress = Progress(first, c.optimizer.epochs, job.steps_per_epoch, job.last_step)
+    progress = Progress(first, c.optimizer.trained_epochs, job.steps_per_epoch, job.last_step)
     try:
         while True:
             if position.step < job.last_step:
