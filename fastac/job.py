@@ -20,8 +20,8 @@ from fastac.config import Config
 from fastac.data import (
     Batch,
     Dataset,
+    EncodedImages,
     EpochSampler,
-    FolderImages,
     Loader,
     Samples,
     inject_noise,
@@ -363,7 +363,7 @@ def _check_network(network: nn.Module, name: str, samples: Samples) -> None:
     """Raise ValueError unless the network makes (1, K) logits of an image of this size."""
     images = samples.images
     height, width = (
-        (images.image_size,) * 2 if isinstance(images, FolderImages) else (images.shape[1], images.shape[2])
+        (images.image_size,) * 2 if isinstance(images, EncodedImages) else (images.shape[1], images.shape[2])
     )
     network.eval()
     with torch.no_grad():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastac.config import Config, read_config
-from fastac.data import FolderImages, Samples, UnreadableImageError
+from fastac.data import EncodedImages, Samples, UnreadableImageError
 from fastac.history import ScoreHistory
 from fastac.issues.exports import read_csv
 from fastac.job import load_data
@@ -139,7 +139,7 @@ def _readable(samples: Samples) -> Callable[[int], np.ndarray | None]:
             return samples.image(index)
         except UnreadableImageError:
             images = samples.images
-            if isinstance(images, FolderImages) and images.on_bad_image == "skip":
+            if isinstance(images, EncodedImages) and images.on_bad_image == "skip":
                 return None
             raise
 

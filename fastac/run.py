@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastac.config import Config, write_config
-from fastac.data import FolderImages, Samples
+from fastac.data import EncodedImages, Samples
 from fastac.dynamics import TrainingDynamics
 from fastac.issues import alpha_statistics, detection_scores, find_label_issues
 from fastac.issues.exports import write_csv
@@ -204,8 +204,8 @@ def write_results(
     if rankings:
         issues = rankings[result["issues_by"]]
         result["issues"] = int(issues["is_label_issue"].sum())
-        if isinstance(samples.images, FolderImages):
-            issues["path"] = [samples.images.paths[i] for i in issues["index"]]
+        if isinstance(samples.images, EncodedImages):
+            issues["path"] = [samples.images.name(i) for i in issues["index"]]
         write_csv(issues, folder.issues)
         if alpha is not None:
             write_offsets(folder.alpha, alpha, issues.head(_OFFSETS), samples.num_classes)
@@ -231,7 +231,7 @@ def write_offsets(path: Path, alpha: Any, issues: pd.DataFrame, num_classes: int
 
 
 def _image_name(samples: Samples, index: int) -> int | str:
-    return samples.images.paths[index] if isinstance(samples.images, FolderImages) else index
+    return samples.images.name(index) if isinstance(samples.images, EncodedImages) else index
 
 
 def results_text(result: dict[str, Any], folder: RunFolder) -> str:

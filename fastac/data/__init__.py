@@ -7,7 +7,7 @@ from fastac.data.label_files import labels_digest, read_id_file, read_label_file
 from fastac.data.loader import Batch, Loader
 from fastac.data.noise import NOISE_KINDS, inject_noise
 from fastac.data.sampler import EpochSampler
-from fastac.data.samples import Dataset, FolderImages, Samples
+from fastac.data.samples import Dataset, EncodedImages, FolderImages, Samples
 
 __all__ = [
     "AUGMENTATIONS",
@@ -15,6 +15,7 @@ __all__ = [
     "NOISE_KINDS",
     "Batch",
     "Dataset",
+    "EncodedImages",
     "EpochSampler",
     "FolderImages",
     "Loader",

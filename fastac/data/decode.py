@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,14 @@ __all__ = [
     "CROP_DRAWS",
     "MAX_PIXELS",
     "UnreadableImageError",
+    "centre_box",
     "centre_crop",
+    "decode_rgb",
+    "mirrored",
     "open_rgb",
+    "random_box",
     "random_resized_crop",
+    "resized",
 ]
 
 MAX_PIXELS = 178_956_970
@@ -46,22 +52,31 @@ def open_rgb(path: Path) -> Image:
     the file system (OSError with an errno, a missing file among them) goes through as it is, because it says nothing
     about the image, and so does MemoryError, with the file's name as a note.
     """
+    return _decoded(path, str(path), lambda: path.stat().st_size == 0)
+
+
+def decode_rgb(content: bytes, name: str) -> Image:
+    """As open_rgb, of an encoded image in memory. name: for the messages."""
+    return _decoded(io.BytesIO(content), name, lambda: not content)
+
+
+def _decoded(source: Path | io.BytesIO, name: str, is_empty: Callable[[], bool]) -> Image:
     image_module = require("PIL.Image", "train")
     try:
-        with image_module.open(path) as image:
+        with image_module.open(source) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width}x{height} is more than the {MAX_PIXELS} pixels that are decoded")
             image.load()
             return _to_rgb(_upright(image))
     except MemoryError as error:
-        error.add_note(f"while the image {path} was decoded")
+        error.add_note(f"while the image {name} was decoded")
         raise
     except Exception as error:  # Pillow's decoders raise many types on broken files
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = "the file is empty" if path.stat().st_size == 0 else error
-        raise UnreadableImageError(f"cannot decode the image {path}: {reason}") from error
+        reason = "the file is empty" if is_empty() else error
+        raise UnreadableImageError(f"cannot decode the image {name}: {reason}") from error
 
 
 def _upright(image: Image) -> Image:
@@ -103,27 +118,45 @@ def _to_rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels, from the image's left top."""
+
+
 def centre_crop(image: Image, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: the shorter side scaled, the centre kept.
+    """(size, size, 3) uint8: the shorter side scaled, the centre kept, see `centre_box`."""
+    return resized(image, size, centre_box(*image.size, size))
+
+
+def centre_box(width: int, height: int, size: int) -> Box:
+    """What centre_crop cuts out of an image.
 
     From 128 pixels on the shorter side is scaled to size·256/224, as ImageNet is evaluated; smaller sizes are
     those of data sets whose images are all subject, and are scaled to `size` itself.
     """
-    width, height = image.size
     side = min(width, height) * (224 / 256 if size >= 128 else 1.0)
     left, top = (width - side) / 2, (height - side) / 2
-    return _resized(image, size, (left, top, left + side, top + side))
+    return left, top, left + side, top + side
 
 
 def random_resized_crop(image: Image, size: int, draws: Sequence[float]) -> np.ndarray:
-    """(size, size, 3) uint8: a random part, of 8 to 100 % of the area and aspect 3/4 to 4/3, half mirrored.
+    """(size, size, 3) uint8: a random part, see `random_box`, half mirrored. draws: `CROP_DRAWS` numbers in [0, 1)."""
+    pixels = resized(image, size, random_box(*image.size, draws))
+    return np.ascontiguousarray(pixels[:, ::-1]) if mirrored(draws) else pixels
+
+
+def mirrored(draws: Sequence[float]) -> bool:
+    """Whether a random crop is mirrored left to right."""
+    return draws[-1] < 0.5
+
+
+def random_box(width: int, height: int, draws: Sequence[float]) -> Box:
+    """A random part of an image, of 8 to 100 % of the area and aspect 3/4 to 4/3; whole pixels.
 
     draws: `CROP_DRAWS` numbers in [0, 1). After 10 areas that don't fit, the centre at the nearest allowed
     aspect (Szegedy et al. 2015, as torchvision's RandomResizedCrop has it).
     """
-    left, top, width, height = _random_box(*image.size, draws)
-    pixels = _resized(image, size, (left, top, left + width, top + height))
-    return np.ascontiguousarray(pixels[:, ::-1]) if draws[-1] < 0.5 else pixels
+    left, top, w, h = _random_box(width, height, draws)
+    return left, top, left + w, top + h
 
 
 def _random_box(width: int, height: int, draws: Sequence[float]) -> tuple[int, int, int, int]:
@@ -139,6 +172,7 @@ def _random_box(width: int, height: int, draws: Sequence[float]) -> tuple[int, i
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def _resized(image: Image, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
+def resized(image: Image, size: int, box: Box) -> np.ndarray:
+    """(size, size, 3) uint8: the box, brought to that size."""
     bilinear = require("PIL.Image", "train").Resampling.BILINEAR
     return np.array(image.resize((size, size), bilinear, box=box))

@@ -6,12 +6,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastac.rng import hash_bits
+from fastac.rng import hash_bits, uniform
 
-__all__ = ["AUGMENT", "NOISE", "SHUFFLE", "SPLIT", "integers_below", "permutation"]
+__all__ = [
+    "AUGMENT",
+    "ERASE",
+    "NOISE",
+    "POLICY",
+    "SHUFFLE",
+    "SPLIT",
+    "integers_below",
+    "permutation",
+    "sample_draws",
+]
 
 # A number a purpose, so that two uses of one seed never see the same bits.
-SHUFFLE, AUGMENT, NOISE, SPLIT = range(4)
+SHUFFLE, AUGMENT, NOISE, SPLIT, POLICY, ERASE = range(6)
 
 
 def permutation(n: int, seed: int, *counters: int) -> np.ndarray:
@@ -24,3 +34,8 @@ def permutation(n: int, seed: int, *counters: int) -> np.ndarray:
 def integers_below(n: int, bits: Tensor) -> Tensor:
     """Uniform int64 in [0, n), n <= 2^31, from the bits of `fastac.rng.hash_bits`."""
     return (bits * n) >> 32
+
+
+def sample_draws(count: int, ids: np.ndarray, seed: int, purpose: int, epoch: int) -> Tensor:
+    """(b, count) float32 in [0, 1): the draws of the samples `ids`, (b,) int64, in this epoch, a row a sample."""
+    return uniform(seed, purpose, epoch, torch.arange(count), torch.from_numpy(ids).view(-1, 1))

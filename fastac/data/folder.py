@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastac.data.samples import Dataset, FolderImages, Samples
+from fastac.data.samples import Dataset, EncodedImages, Samples
 
 __all__ = ["load_folder"]
 
@@ -51,7 +51,7 @@ def _split(folder: Path, names: tuple[str, ...], image_size: int, on_bad_image: 
             raise ValueError(f"{folder / name} has no image files ({', '.join(_SUFFIXES)})")
         paths += found
         labels += [label] * len(found)
-    images = FolderImages(folder, tuple(paths), image_size, on_bad_image)
+    images = EncodedImages(folder, tuple(paths), image_size, on_bad_image)
     try:
         return Samples(images, np.array(labels, dtype=np.int64), names)
     except ValueError as error:

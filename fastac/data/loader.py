@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastac.data.augment import augment_batch, channel_stats, check_augmentation, normalise
-from fastac.data.decode import CROP_DRAWS, UnreadableImageError, centre_crop, open_rgb, random_resized_crop
-from fastac.data.draws import AUGMENT
+from fastac.data.decode import CROP_DRAWS, UnreadableImageError, centre_crop, random_resized_crop
+from fastac.data.draws import AUGMENT, sample_draws
 from fastac.data.sampler import EpochSampler
-from fastac.data.samples import FolderImages, Samples, check_labels
-from fastac.rng import uniform
+from fastac.data.samples import EncodedImages, Samples, check_labels
 
 __all__ = ["Batch", "Loader"]
 
@@ -107,14 +106,14 @@ class Loader:
         with "skip" the batch comes without it, with no rows at all where every image of it is bad.
         """
         plan = self.sampler.batches(epoch, start)
-        if isinstance(self.samples.images, FolderImages):
+        if isinstance(self.samples.images, EncodedImages):
             host = self._decoded(self.samples.images, plan, epoch)
         else:
             host = _gathered(self.samples.images, plan)
         return (self._finish(raw, epoch) for raw in host)
 
     def _decoded(
-        self, images: FolderImages, plan: Iterator[tuple[np.ndarray, int]], epoch: int
+        self, images: EncodedImages, plan: Iterator[tuple[np.ndarray, int]], epoch: int
     ) -> Iterator[_Pixels]:
         batches = _FolderBatches(images, self.augment == "imagenet", self.seed, epoch)
         loader: DataLoader[Any] = DataLoader(
@@ -169,19 +168,19 @@ def _gathered(images: np.ndarray, plan: Iterator[tuple[np.ndarray, int]]) -> Ite
 class _FolderBatches(Dataset[_Pixels]):
     """Decodes a batch: the data set to which torch's DataLoader hands the plan's items."""
 
-    def __init__(self, images: FolderImages, random_crop: bool, seed: int, epoch: int) -> None:
+    def __init__(self, images: EncodedImages, random_crop: bool, seed: int, epoch: int) -> None:
         self.images, self.random_crop, self.seed, self.epoch = images, random_crop, seed, epoch
 
     def __getitem__(self, item: tuple[np.ndarray, int]) -> _Pixels:
         ids, global_size = item
         size = self.images.image_size
         pixels = np.empty((len(ids), size, size, 3), dtype=np.uint8)
-        draws = self._draws(ids)
+        draws = sample_draws(CROP_DRAWS, ids, self.seed, AUGMENT, self.epoch).tolist()
         kept: list[int] = []
         bad: list[tuple[int, str]] = []
         for position, sample in enumerate(ids.tolist()):
             try:
-                image = open_rgb(self.images.path(sample))
+                image = self.images.decode(sample)
             except UnreadableImageError as error:
                 bad.append((sample, str(error)))
                 continue
@@ -192,11 +191,6 @@ class _FolderBatches(Dataset[_Pixels]):
             kept.append(sample)
         kept_ids = torch.tensor(kept, dtype=torch.int64)
         return _Pixels(torch.from_numpy(pixels[: len(kept)]), kept_ids, global_size, tuple(bad))
-
-    def _draws(self, ids: np.ndarray) -> list[list[float]]:
-        """(b, CROP_DRAWS) numbers in [0, 1), a row a sample."""
-        columns = torch.arange(CROP_DRAWS)
-        return uniform(self.seed, AUGMENT, self.epoch, columns, torch.from_numpy(ids).view(-1, 1)).tolist()
 
 
 def _unchanged(batch: Any) -> Any:

@@ -4,50 +4,94 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastac.data.decode import open_rgb
+from fastac.data.decode import decode_rgb, open_rgb
 
-__all__ = ["Dataset", "FolderImages", "Samples", "check_labels"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Dataset", "EncodedImages", "FolderImages", "Samples", "check_labels"]
 
 
 @dataclass(frozen=True, eq=False)
-class FolderImages:
-    """Image files that are decoded when they are asked for."""
+class EncodedImages:
+    """Encoded images (JPEG, PNG, …) that are decoded when they are asked for: a file each, or many in a shard."""
 
     root: Path
     """The folder that `paths` are relative to."""
     paths: tuple[str, ...] = field(repr=False)
-    """One path a sample, in the order of the ids."""
+    """One path a sample, in the order of the ids: its file, or the shard that it lies in."""
     image_size: int
     """Side in pixels of the square that the network sees."""
     on_bad_image: str = "stop"
     """`stop`: an unreadable image raises, with its path. `skip`: it is left out of its batch and listed."""
+    spans: np.ndarray | None = field(default=None, repr=False)
+    """Shards: (N, 2) int64, offset and length in bytes of the encoded image in its shard. None: whole files."""
+    keys: tuple[str, ...] | None = field(default=None, repr=False)
+    """Shards: what the sample is called in its shard, one a sample."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}; it should be at least 1 pixel")
         if self.on_bad_image not in ("stop", "skip"):
             raise ValueError(f"on_bad_image is {self.on_bad_image!r}; it should be 'stop' or 'skip'")
+        if (self.spans is None) != (self.keys is None):
+            raise ValueError("one of spans and keys is given; give both (images in shards) or none (files)")
+        if self.spans is not None and self.keys is not None:
+            n = len(self.paths)
+            if self.spans.shape != (n, 2) or self.spans.dtype != np.int64 or len(self.keys) != n:
+                raise ValueError(
+                    f"spans is {self.spans.dtype} {self.spans.shape} with {len(self.keys)} keys; "
+                    f"it should be int64 ({n}, 2) with {n}"
+                )
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def path(self, index: int) -> Path:
+        """The file that the image is, or that it lies in."""
         return self.root / self.paths[index]
 
-    def take(self, ids: np.ndarray) -> FolderImages:
-        return replace(self, paths=tuple(self.paths[i] for i in ids.tolist()))
+    def name(self, index: int) -> str:
+        """The image's path below `root`; in a shard, the shard's with the image's key behind a #."""
+        return self.paths[index] if self.keys is None else f"{self.paths[index]}#{self.keys[index]}"
+
+    def read(self, index: int) -> bytes:
+        """The encoded image. Raises OSError where its file cannot be read."""
+        with open(self.path(index), "rb", buffering=0) as file:
+            if self.spans is None:
+                return file.read()
+            offset, length = self.spans[index].tolist()
+            file.seek(offset)
+            return file.read(length)
+
+    def decode(self, index: int) -> Image:
+        """8-bit RGB, upright, as `open_rgb`. Raises UnreadableImageError with the image's path."""
+        if self.spans is None:
+            return open_rgb(self.path(index))
+        return decode_rgb(self.read(index), str(self.root / self.name(index)))
+
+    def take(self, ids: np.ndarray) -> EncodedImages:
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in ids.tolist()),
+            spans=None if self.spans is None else self.spans[ids],
+            keys=None if self.keys is None else tuple(self.keys[i] for i in ids.tolist()),
+        )
+
+
+FolderImages = EncodedImages  # the name that fastac.data.augment imports
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
     """One split of a data set. A sample's id is its position, and stays it."""
 
-    images: np.ndarray | FolderImages
-    """(N, H, W, C) uint8 with C 1 or 3, or files."""
+    images: np.ndarray | EncodedImages
+    """(N, H, W, C) uint8 with C 1 or 3, or files and shards."""
     labels: np.ndarray
     """(N,) int64 in [0, K)."""
     class_names: tuple[str, ...]
@@ -56,7 +100,7 @@ class Samples:
     """(K,) int64: each class's superclass (CIFAR-100's coarse labels)."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.images, FolderImages):
+        if not isinstance(self.images, EncodedImages):
             _check_pixels(self.images)
         if len(self.images) == 0:
             raise ValueError("images holds no samples; it should hold at least one")
@@ -80,17 +124,17 @@ class Samples:
 
     @property
     def channels(self) -> int:
-        return 3 if isinstance(self.images, FolderImages) else int(self.images.shape[3])
+        return 3 if isinstance(self.images, EncodedImages) else int(self.images.shape[3])
 
     def image(self, index: int) -> np.ndarray:
         """The original pixels of one sample, (H, W, C) uint8, before any resize or augmentation."""
-        if isinstance(self.images, FolderImages):
-            return np.array(open_rgb(self.images.path(index)))
+        if isinstance(self.images, EncodedImages):
+            return np.array(self.images.decode(index))
         return self.images[index]
 
     def take(self, ids: np.ndarray) -> Samples:
         """The samples `ids` ((n,) int64) as a split of their own, in which they are numbered from 0."""
-        images = self.images.take(ids) if isinstance(self.images, FolderImages) else self.images[ids]
+        images = self.images.take(ids) if isinstance(self.images, EncodedImages) else self.images[ids]
         return replace(self, images=images, labels=self.labels[ids])
 
 
