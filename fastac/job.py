@@ -19,11 +19,12 @@ from fastac.checkpoint import Loaded, restore_rng, rng_state
 from fastac.config import Config
 from fastac.data import (
     Batch,
+    BatchLoader,
     Dataset,
     EncodedImages,
     EpochSampler,
-    Loader,
     Samples,
+    create_loader,
     inject_noise,
     labels_digest,
     load_dataset,
@@ -199,10 +200,11 @@ class Job:
         self.meter = Meter(device)
         self.position = Position()
 
-    def _loader(self, samples: Samples, labels: np.ndarray, *, training: bool = False) -> Loader:
+    def _loader(self, samples: Samples, labels: np.ndarray, *, training: bool = False) -> BatchLoader:
         """training: shuffled and augmented. Else each sample once, as it is, by the training set's means."""
         c, engine = self.config, self.engine
-        return Loader(
+        return create_loader(
+            c.data.loader,
             samples,
             labels,
             self._sampler(len(samples), engine.world_size, engine.rank, training=training),
@@ -212,6 +214,10 @@ class Job:
             workers=c.data.workers,
             mean=None if training else self.train_loader.mean,
             std=None if training else self.train_loader.std,
+            aa=c.data.aa if training else "none",
+            cutout=c.data.cutout if training else 0,
+            reprob=c.data.reprob if training else 0.0,
+            dali_device=c.data.dali_device,
         )
 
     def _sampler(self, num_samples: int, ranks: int, rank: int = 0, *, training: bool) -> EpochSampler:

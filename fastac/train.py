@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fastac.checkpoint import CheckpointError, Checkpoints
 from fastac.collectives import CollectiveError
 from fastac.config import Config, load_config, parse_command_line, read_config, resumed_config, write_config
-from fastac.data import Batch, Loader
+from fastac.data import Batch, BatchLoader
 from fastac.engine import Engine, create_engine
 from fastac.extras import require
 from fastac.history import ScoreHistory
@@ -380,7 +380,7 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(job: Job, loader: Loader) -> Evaluation:
+def evaluate(job: Job, loader: BatchLoader) -> Evaluation:
     """The network without α, as it will be used, on each sample of the loader once on any number of ranks."""
     engine, network = job.engine, job.network
     engine.sync_buffers()

@@ -21,7 +21,7 @@ from fastac.data.draws import AUGMENT, sample_draws
 from fastac.data.sampler import EpochSampler
 from fastac.data.samples import EncodedImages, Samples, check_labels
 
-__all__ = ["Batch", "Loader"]
+__all__ = ["Batch", "Loader", "loader_statistics"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Loader:
         self.samples, self.sampler = samples, sampler
         self.augment, self.seed, self.workers = augment, seed, workers
         self.device = torch.device(device)
-        self.mean, self.std = _statistics(samples, mean, std)
+        self.mean, self.std = loader_statistics(samples, mean, std)
         self._labels = torch.from_numpy(labels.copy())
         self._mean, self._std = (torch.tensor(v, device=self.device) for v in (self.mean, self.std))
 
@@ -143,7 +143,7 @@ class Loader:
         return Batch(images, target, index, raw.ids, raw.global_size, bad)
 
 
-def _statistics(
+def loader_statistics(
     samples: Samples, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if mean is None and std is None:
