@@ -166,8 +166,7 @@ class DaliLoader:
             (t.pin_memory() if on_gpu and not t.is_cuda else t).to(self.device, non_blocking=True)
             for t in (images, ids, target)
         )
-        bad = tuple(sample for sample, _ in step.bad)
-        return Batch(images.permute(0, 3, 1, 2), target, index, ids, step.global_size, bad)
+        return Batch(images.permute(0, 3, 1, 2), target, index, ids, step.global_size, step.bad)
 
     def inputs(self, step: Step) -> Inputs:
         """What the pipeline is handed for a step, in `PipelineSpec`'s order."""

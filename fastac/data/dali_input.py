@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from fastac.data.draws import AUGMENT, sample_draws
 from fastac.data.jpeg import plain_jpeg_size
 from fastac.data.samples import EncodedImages
 
-__all__ = ["Reader", "Sample", "Step"]
+__all__ = ["Bad", "Reader", "Sample", "Step"]
 
 _THREADS = 8  # that read, and decode what Pillow decodes
 _STEPS_AHEAD = 3
@@ -46,21 +46,36 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Bad:
+    """An image that is left out."""
+
+    id: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Step:
     """A rank's part of one step."""
 
     epoch: int
     global_size: int
-    samples: tuple[Sample, ...]
-    bad: tuple[tuple[int, str], ...] = ()
-    """Id and reason of images that are left out."""
+    found: tuple[Sample | Bad, ...]
+    """In the plan's order."""
     error: Exception | None = None
     """What to raise when the step's turn comes; it has no samples then."""
+    samples: tuple[Sample, ...] = field(init=False)
     ids: np.ndarray = field(init=False)
     """(b,) int64, of the samples."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", np.array([s.id for s in self.samples], dtype=np.int64))
+        samples = tuple(item for item in self.found if isinstance(item, Sample) and self.error is None)
+        object.__setattr__(self, "samples", samples)
+        object.__setattr__(self, "ids", np.array([s.id for s in samples], dtype=np.int64))
+
+    @property
+    def bad(self) -> tuple[int, ...]:
+        """Ids of the images that are left out."""
+        return tuple(item.id for item in self.found if isinstance(item, Bad))
 
 
 class Reader:
@@ -76,7 +91,7 @@ class Reader:
         """The plan's steps. With on_bad_image="stop" the one with an unreadable image, as any whose file the system
         can't read, comes with an error in place of its samples."""
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fastac-reader")
-        ahead: deque[tuple[list[Future[list[Sample | tuple[int, str]]]], int]] = deque()
+        ahead: deque[tuple[list[Future[list[Sample | Bad]]], int]] = deque()
         try:
             for ids, global_size in plan:
                 draws = sample_draws(CROP_DRAWS, ids, self.seed, AUGMENT, epoch).tolist()
@@ -94,32 +109,28 @@ class Reader:
     def by_pillow(self, step: Step, ids: set[int]) -> Step:
         """The step, with the samples `ids` decoded by Pillow."""
         draws = sample_draws(CROP_DRAWS, step.ids, self.seed, AUGMENT, step.epoch).tolist()
+        drawn = dict(zip(step.ids.tolist(), draws, strict=True))
         found = [
-            self._decode(sample.id, self.images.read(sample.id), drawn) if sample.id in ids else sample
-            for sample, drawn in zip(step.samples, draws, strict=True)
+            self._decode(item.id, self.images.read(item.id), drawn[item.id]) if item.id in ids else item
+            for item in step.found
         ]
-        again = self._sorted_out(found, step.global_size, step.epoch)
-        return replace(again, bad=step.bad + again.bad)
+        return self._sorted_out(found, step.global_size, step.epoch)
 
-    def _step(
-        self, parts: list[Future[list[Sample | tuple[int, str]]]], global_size: int, epoch: int
-    ) -> Step:
+    def _step(self, parts: list[Future[list[Sample | Bad]]], global_size: int, epoch: int) -> Step:
         try:
             found = [item for part in parts for item in part.result()]
         except Exception as error:  # whatever a thread met is raised where the step is asked for
             return Step(epoch, global_size, (), error=error)
         return self._sorted_out(found, global_size, epoch)
 
-    def _sorted_out(self, found: list[Sample | tuple[int, str]], global_size: int, epoch: int) -> Step:
-        samples = tuple(item for item in found if isinstance(item, Sample))
-        bad = tuple(item for item in found if not isinstance(item, Sample))
-        if bad and self.images.on_bad_image == "stop":
-            return Step(epoch, global_size, (), bad, UnreadableImageError(bad[0][1]))
-        return Step(epoch, global_size, samples, bad)
+    def _sorted_out(self, found: list[Sample | Bad], global_size: int, epoch: int) -> Step:
+        bad = next((item for item in found if isinstance(item, Bad)), None)
+        stops = bad is not None and self.images.on_bad_image == "stop"
+        error = UnreadableImageError(bad.reason) if bad is not None and stops else None
+        return Step(epoch, global_size, tuple(found), error)
 
-    def _read(self, ids: list[int], draws: list[list[float]]) -> list[Sample | tuple[int, str]]:
-        """Samples, or id and reason of what is unreadable."""
-        found: list[Sample | tuple[int, str]] = []
+    def _read(self, ids: list[int], draws: list[list[float]]) -> list[Sample | Bad]:
+        found: list[Sample | Bad] = []
         for sample, drawn in zip(ids, draws, strict=True):
             content = self.images.read(sample)
             size = plain_jpeg_size(content)
@@ -131,12 +142,12 @@ class Reader:
             found.append(Sample(sample, encoded, region, box, self._mirror(drawn), by_pillow=False))
         return found
 
-    def _decode(self, sample: int, content: bytes, drawn: list[float]) -> Sample | tuple[int, str]:
+    def _decode(self, sample: int, content: bytes, drawn: list[float]) -> Sample | Bad:
         images, side = self.images, self.images.image_size
         try:
             image = decode_rgb(content, str(images.root / images.name(sample)))
         except UnreadableImageError as error:
-            return sample, str(error)
+            return Bad(sample, str(error))
         pixels = resized(image, side, self._box(*image.size, drawn))
         encoded = np.frombuffer(b"P6 %d %d 255\n" % (side, side) + pixels.tobytes(), dtype=np.uint8)
         whole = (0, 0, side, side)

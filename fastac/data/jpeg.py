@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 __all__ = ["plain_jpeg_size"]
@@ -20,31 +21,36 @@ _OTHER_SOF = (
     0xCE,
     0xCF,
 )  # lossless, arithmetic, hierarchical
-_SOS, _APP1, _APP14 = 0xDA, 0xE1, 0xEE
+_SOS, _DHT, _DRI, _COM, _APP1, _APP14 = 0xDA, 0xC4, 0xDD, 0xFE, 0xE1, 0xEE
+_MARKER = re.compile(rb"\xff[^\x00]")  # in a scan, 0xFF is followed by 0
+_MARKER_BUT_RESTART = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 _ORIENTATION, _SHORT = 0x0112, 3
 
 
 def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
     """(width, height) of a plain JPEG, None for everything else.
 
-    Plain: 8-bit grayscale or YCbCr, Huffman-coded, upright by its EXIF data, and with an end, so that it was not cut
-    off. Of other content Pillow should be asked; nothing but the header's markers and the last two bytes is read.
+    Plain: 8-bit grayscale or YCbCr, Huffman-coded, upright by its EXIF data, with an end and no stray marker before it:
+    where a file was cut off or overwritten, decoders differ in whether they fill the rest with gray or refuse. Of other
+    content Pillow should be asked.
     """
     if not (content.startswith(_SOI) and content.endswith(_EOI)):
         return None
-    size = None
+    size, restarts = None, False
     orientation: int | None = None
     position = 2
     while True:
         if content[position : position + 1] != b"\xff" or position + 4 > len(content):
             return None  # also fill bytes between segments, which are allowed and rare
         marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
-        if marker == _SOS:
-            return size
         body = content[position + 4 : position + 2 + length]
         if len(body) != length - 2 or marker in _OTHER_SOF:
             return None
-        if marker in _SOF_HUFFMAN:
+        if marker == _SOS:
+            return size if _whole_scans(content, position, restarts) else None
+        if marker == _DRI:
+            restarts = any(body)
+        elif marker in _SOF_HUFFMAN:
             size = _frame_size(body)
             if size is None:
                 return None
@@ -59,6 +65,21 @@ def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
         elif marker == _APP14 and body.startswith(b"Adobe") and body[-1:] == b"\0":  # RGB, not YCbCr
             return None
         position += 2 + length
+
+
+def _whole_scans(content: bytes, position: int, restarts: bool) -> bool:
+    """Whether nothing but scans and their headers comes from the SOS marker at `position` to the end. restarts: scans
+    have restart markers in them."""
+    find = (_MARKER_BUT_RESTART if restarts else _MARKER).search
+    end = len(content) - len(_EOI)
+    while True:
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+        found = find(content, position)
+        if found is None or found.start() >= end:
+            return found is not None and found.start() == end
+        position = found.start()
+        if content[position + 1] not in (_SOS, _DHT, _COM):
+            return False
 
 
 def _frame_size(body: bytes) -> tuple[int, int] | None:
