@@ -31,7 +31,10 @@ def test_unknown_name():
     [
         ({"name": "cifar10"}, r"cifar10 needs data_dir \(--data-dir\)"),
         ({"name": "digits", "train_limit": 0}, "train_limit is 0"),
-        ({"name": "digits", "image_size": 32}, "image_size is 32; it is for folder only"),
+        (
+            {"name": "digits", "image_size": 32},
+            "image_size is 32; it is for folder, webdataset, tfrecord only",
+        ),
         ({"name": "digits", "on_bad_image": "ignore"}, "on_bad_image is 'ignore'"),
         ({"name": "folder", "data_dir": "."}, r"folder needs image_size \(--image-size\)"),
     ],

@@ -14,11 +14,24 @@ from fastac.data.idx import load_fashion_mnist
 from fastac.data.npz import load_npz
 from fastac.data.samples import Dataset
 from fastac.data.svhn import load_svhn
+from fastac.data.tfrecord import load_tfrecord
+from fastac.data.webdataset import load_webdataset
 
 __all__ = ["DATASETS", "load_dataset"]
 
-DATASETS = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "folder", "npz")
+DATASETS = (
+    "digits",
+    "fashion-mnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "folder",
+    "webdataset",
+    "tfrecord",
+    "npz",
+)
 _FROM_DIR = {"cifar10": load_cifar10, "cifar100": load_cifar100, "svhn": load_svhn, "npz": load_npz}
+_ENCODED = {"folder": load_folder, "webdataset": load_webdataset, "tfrecord": load_tfrecord}
 
 
 def load_dataset(
@@ -32,10 +45,10 @@ def load_dataset(
     """Load a data set.
 
     name: one of `DATASETS`. data_dir: the folder that the set's files are in (npz: the file); digits needs
-    none, fashion-mnist none where Debian's package is installed. image_size: the side in pixels that folder
-    images are brought to, required there and for folder only. train_limit: keep the first so many training
-    samples. on_bad_image: what a folder's unreadable image does, `stop` (raise with its path) or `skip`
-    (leave it out of its batch, see `Batch.bad`).
+    none, fashion-mnist none where Debian's package is installed. image_size: the side in pixels that encoded
+    images (folder, webdataset, tfrecord) are brought to, required there and for them only. train_limit: keep the
+    first so many training samples. on_bad_image: what an unreadable image does there, `stop` (raise with its
+    path) or `skip` (leave it out of its batch, see `Batch.bad`).
 
     Raises ValueError for a wrong argument or content, FileNotFoundError where files are missing.
     """
@@ -53,16 +66,18 @@ def load_dataset(
 
 
 def _load(name: str, data_dir: Path | None, image_size: int | None, on_bad_image: str) -> Dataset:
-    if name != "folder" and image_size is not None:
-        raise ValueError(f"image_size is {image_size}; it is for folder only, {name} has images of one size")
+    if name not in _ENCODED and image_size is not None:
+        raise ValueError(
+            f"image_size is {image_size}; it is for {', '.join(_ENCODED)} only, {name} has images of one size"
+        )
     if name == "digits":
         return load_digits()
     if name == "fashion-mnist":
         return load_fashion_mnist(data_dir)
     if data_dir is None:
         raise ValueError(f"{name} needs data_dir (--data-dir): where its files are")
-    if name == "folder":
+    if name in _ENCODED:
         if image_size is None:
-            raise ValueError("folder needs image_size (--image-size): the side in pixels, such as 64 or 224")
-        return load_folder(data_dir, image_size=image_size, on_bad_image=on_bad_image)
+            raise ValueError(f"{name} needs image_size (--image-size): the side in pixels, such as 64 or 224")
+        return _ENCODED[name](data_dir, image_size=image_size, on_bad_image=on_bad_image)
     return _FROM_DIR[name](data_dir)
