@@ -36,13 +36,22 @@ def load_webdataset(data_dir: Path, *, image_size: int, on_bad_image: str = "sto
 
 def scan_tar(path: Path) -> list[list[Component]]:
     """The samples of a tar file, each its members, in the file's order. Raises ValueError for what is no tar file."""
+    wrong = f"{path} is no whole, uncompressed tar file"
     try:
         with tarfile.open(path, "r:") as tar:
-            return _grouped(
+            samples = _grouped(
                 Component(_extension(m.name), m.offset_data, m.size, m.name) for m in tar if m.isreg()
             )
+            end = tar.offset
     except tarfile.TarError as error:
-        raise ValueError(f"{path} is no whole, uncompressed tar file: {error}") from error
+        raise ValueError(f"{wrong}: {error}") from error
+    with open(path, "rb") as file:
+        file.seek(end)
+        if file.read(_BLOCK) != bytes(
+            _BLOCK
+        ):  # tarfile takes a file that was cut off at a header for a whole one
+            raise ValueError(f"{wrong}: it has no end")
+    return samples
 
 
 def index_text(samples: list[list[Component]]) -> str:
