@@ -5,6 +5,7 @@ Nothing is drawn in it, so that what becomes of a sample depends on its inputs a
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 from fastac.data.dali_policies import DaliPolicy
 from fastac.extras import require
 
-__all__ = ["Inputs", "PipelineSpec", "build_decoder", "build_pipeline"]
+__all__ = ["Inputs", "PipelineSpec", "build_decoder", "build_pipeline", "built"]
 
 # What the source hands over for a batch of b samples, in this order; the last three where they are asked for.
 # encoded: b arrays (n,) uint8. start, shape: (b, 2) int32, the region to decode, height before width. roi_start,
@@ -92,7 +93,7 @@ def build_pipeline(spec: PipelineSpec, source: Callable[[], Inputs]) -> Any:
             images = fn.erase(images, anchor=next(extra), shape=next(extra), axis_names="HW", fill_value=0.0)
         return images
 
-    return _built(pipeline)
+    return built(pipeline)
 
 
 def build_decoder(spec: PipelineSpec, source: Callable[[], Inputs]) -> Any:
@@ -104,7 +105,7 @@ def build_decoder(spec: PipelineSpec, source: Callable[[], Inputs]) -> Any:
         encoded, start, shape = dali.fn.external_source(source=source, num_outputs=3, batch=True)
         return _decoded(spec, encoded, start, shape)
 
-    return _built(decoder)
+    return built(decoder)
 
 
 def _decoded(spec: PipelineSpec, encoded: Any, start: Any, shape: Any) -> Any:
@@ -121,10 +122,16 @@ def _decoded(spec: PipelineSpec, encoded: Any, start: Any, shape: Any) -> Any:
     )
 
 
-def _built(define: Callable[[], Any]) -> Any:
-    with warnings.catch_warnings():
-        # DALI's own library calls an operator by its former name.
-        warnings.filterwarnings("ignore", r"[\s\S]*fn\.experimental\.equalize", DeprecationWarning)
+_FORMER_NAMES = re.compile(r"`nvidia\.dali\.fn\.experimental\.(equalize|filter)` is now deprecated")
+
+
+def built(define: Callable[[], Any]) -> Any:
+    """The pipeline that `define` (from pipeline_def) makes, built."""
+    # DALI's library of augmentations calls operators by their former names, and DALI warns of each, filter or not.
+    with warnings.catch_warnings(record=True) as caught:
         pipeline = define()
         pipeline.build()
+    for warning in caught:
+        if _FORMER_NAMES.search(str(warning.message)) is None:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return pipeline
