@@ -15,7 +15,7 @@ from shard_files import example, jpegs, write_tar, write_tfrecord
 import fastac.data.dali_input as dali_input
 from fastac.data import DaliLoader, EpochSampler, Loader, Samples, UnreadableImageError, load_dataset
 from fastac.data.bad_files import BAD_KINDS, encode_bad
-from fastac.data.erasing import erased_boxes
+from fastac.data.dali_erasing import erased_boxes
 
 pytest.importorskip("nvidia.dali")
 Image = pytest.importorskip("PIL.Image")

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastac.data.augment import check_augmentation
+from fastac.data.dali_erasing import erased_boxes
 from fastac.data.dali_input import Reader, Sample, Step
 from fastac.data.dali_pipeline import Inputs, PipelineSpec, build_decoder, build_pipeline
 from fastac.data.dali_policies import create_dali_policy
 from fastac.data.draws import AUGMENT, integers_below
-from fastac.data.erasing import erased_boxes
 from fastac.data.loader import Batch, loader_statistics
 from fastac.data.sampler import EpochSampler
 from fastac.data.samples import EncodedImages, Samples, check_labels
