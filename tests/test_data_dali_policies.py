@@ -38,7 +38,7 @@ def applied(policy, images: np.ndarray, choices: np.ndarray) -> np.ndarray:
         pixels, chosen = dali.fn.external_source(
             source=source, num_outputs=2, batch=True, layout=["HWC", None]
         )
-        return policy.apply(pixels, chosen)
+        return policy.apply(dali, pixels, chosen)
 
     (out,) = built(pipeline).run()
     return np.stack([np.array(out.at(i)) for i in range(len(images))])

@@ -61,7 +61,7 @@ def build_pipeline(spec: PipelineSpec, source: Callable[[], Inputs]) -> Any:
         inputs = list(fn.external_source(source=source, num_outputs=spec.num_inputs, batch=True))
         encoded, start, shape, roi_start, roi_end, mirror = inputs[:6]
         extra = iter(inputs[6:])
-        images = _decoded(spec, encoded, start, shape)
+        images = _decoded(dali, spec, encoded, start, shape)
         images = fn.resize(
             images,
             size=[spec.image_size] * 2,
@@ -80,7 +80,7 @@ def build_pipeline(spec: PipelineSpec, source: Callable[[], Inputs]) -> Any:
                 fill_values=[255 * value for value in spec.mean],
             )
         if spec.policy is not None:
-            images = spec.policy.apply(images, next(extra))
+            images = spec.policy.apply(dali, images, next(extra))
         images = fn.crop_mirror_normalize(
             images,
             dtype=types.FLOAT,
@@ -103,13 +103,13 @@ def build_decoder(spec: PipelineSpec, source: Callable[[], Inputs]) -> Any:
     @dali.pipeline_def(batch_size=1, num_threads=1, device_id=spec.device_id, prefetch_queue_depth=1)
     def decoder() -> Any:
         encoded, start, shape = dali.fn.external_source(source=source, num_outputs=3, batch=True)
-        return _decoded(spec, encoded, start, shape)
+        return _decoded(dali, spec, encoded, start, shape)
 
     return built(decoder)
 
 
-def _decoded(spec: PipelineSpec, encoded: Any, start: Any, shape: Any) -> Any:
-    dali = require("nvidia.dali", "dali")
+def _decoded(dali: Any, spec: PipelineSpec, encoded: Any, start: Any, shape: Any) -> Any:
+    """dali: the module; to import it here would have DALI convert the import for its conditionals."""
     return dali.fn.decoders.image_slice(
         encoded,
         start=start,

@@ -49,9 +49,10 @@ class DaliPolicy:
         drawn = sample_draws(self.draws, ids, seed, POLICY, epoch).numpy()
         return np.stack(self.choose(drawn), axis=1).astype(np.int32)
 
-    def apply(self, images: Any, choices: Any) -> Any:
-        """Within a pipeline's definition (with conditionals): the images, uint8 HWC, after all stages."""
-        core, types = require("nvidia.dali.auto_aug.core", "dali"), require("nvidia.dali.types", "dali")
+    def apply(self, dali: Any, images: Any, choices: Any) -> Any:
+        """Within a pipeline's definition (with conditionals): the images, uint8 HWC, after all stages. dali: the
+        module."""
+        core = dali.auto_aug.core
         bins = core.signed_bin(choices[1], choices[2])
         for stage, operations in enumerate(self.stages):
             images = core.select(
@@ -61,7 +62,7 @@ class DaliPolicy:
                 magnitude_bin=bins[stage],
                 num_magnitude_bins=self.num_bins,
                 fill_value=_GRAY,
-                interp_type=types.INTERP_NN,
+                interp_type=dali.types.INTERP_NN,
             )
         return images
 
