@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(text(record))
     name = f"loader-{options.device}"
     print(f"record: {write_record(options.out, name, record)}")
-    plot(record, options.out / f"{name}.png")
+    if any(shown(row) for row in record["results"]):
+        plot(record, options.out / f"{name}.png")
     return 0
 
 
@@ -218,9 +219,13 @@ def headline(record: dict[str, Any]) -> str:
     )
 
 
+def shown(row: dict[str, Any]) -> bool:
+    return row["images_per_second"] is not None and row["loader"] != "synthetic"
+
+
 def plot(record: dict[str, Any], out: Path) -> None:
     """A bar a way, the policies in two colours; noise, which is far faster, left out."""
-    rows = [r for r in record["results"] if r["images_per_second"] is not None and r["loader"] != "synthetic"]
+    rows = [r for r in record["results"] if shown(r)]
     names = list(dict.fromkeys(r["loader"] for r in rows))
     policies = list(dict.fromkeys(r["aa"] for r in rows))
     with drawing():

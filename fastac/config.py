@@ -131,7 +131,12 @@ class DataConfig(Section):
         True,
         "leave out an epoch's last, smaller batch; its mean would move α of a few rows as far as a batch's",
     )
-    workers: int = key(0, "processes that decode image files; 0: the training's own", low=0, on_resume=True)
+    workers: int = key(
+        0,
+        "loader torch: processes that decode image files, 0: the training's own; loader dali: threads, 0: one a core",
+        low=0,
+        on_resume=True,
+    )
 
 
 @dataclass(frozen=True)

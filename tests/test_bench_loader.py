@@ -44,6 +44,7 @@ def test_what_a_loader_lacks_is_said(bench, tmp_path, capsys, monkeypatch):  # n
     assert loader.main([*TINY, "--workers", "--policies", "pba", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "loader-cpu.json").read_text(encoding="utf-8"))
     assert [row["skipped"] is None for row in record["results"]] == [True, False]
+    assert not (tmp_path / "loader-cpu.png").exists()  # nothing to show
     assert "skipped: aa is 'pba', which DALI does not have" in capsys.readouterr().out
 
 
