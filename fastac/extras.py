@@ -16,6 +16,7 @@ def require(module: str, extra: str) -> Any:
         package = module.split(".")[0]
         if error.name is None or error.name.split(".")[0] != package:
             raise  # the package is there and broken: its own message says more than ours
+        needed = module if package == "nvidia" else package  # a namespace that many packages share
         raise ImportError(
-            f"fastac needs {package} for this and it is not installed: pip install 'autocleansing[{extra}]'"
+            f"fastac needs {needed} for this and it is not installed: pip install 'autocleansing[{extra}]'"
         ) from error

@@ -187,6 +187,23 @@ def test_crops_and_pixels_are_the_torch_loaders(tmp_path, augment, picture, size
             assert (b.images - b.images.mean(0)).abs().mean() > 0.05  # so that another crop would show
 
 
+@pytest.mark.parametrize("size", [16, 160])
+def test_images_smaller_and_narrower_than_any_crop(tmp_path, size):
+    shapes = [(1, 1), (1, 300), (300, 1), (2, 3), (7, 400), (5, 5), (9, 17), (400, 13)]
+    for number, (width, height) in enumerate(shapes):
+        y, x = np.mgrid[0:height, 0:width]
+        pixels = np.stack([x * 255 / width, y * 255 / height, (x + y) * 255 / (width + height)], axis=-1)
+        path = tmp_path / "train" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path, quality=92, progressive=number % 3 == 0)
+    samples = load(tmp_path, size=size)
+    for augment in ("none", "imagenet"):
+        ours, theirs = (loader(samples, kind, augment=augment, batch_size=3) for kind in (DaliLoader, Loader))
+        for a, b in zip(ours.epoch(1), theirs.epoch(1), strict=True):
+            assert torch.equal(a.index, b.index)
+            assert levels(a.images, b.images, ours).max() < 6
+
+
 @pytest.mark.parametrize("kind", ["webdataset", "tfrecord"])
 def test_shards_give_the_folders_images(tmp_path, samples, kind):
     content = [samples.images.read(i) for i in range(N)]
@@ -420,7 +437,8 @@ def test_wrong_samples_and_starts(samples):
 
 def test_without_dali_the_error_says_how_to_install_it(samples, monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(ImportError, match=r"pip install 'autocleansing\[dali\]'"):
+    message = r"fastac needs nvidia.dali for this .* pip install 'autocleansing\[dali\]'"
+    with pytest.raises(ImportError, match=message):
         loader(samples)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from shard_files import jpegs, write_tar
 from test_data_real import real
 from test_distributed import finish, torchrun
 from training_runs import assert_same_run, config, final_state, metrics, without_pictures
@@ -84,6 +85,24 @@ def test_the_run_is_nearly_the_torch_loaders(tmp_path, tree):
     for ours, theirs in zip(runs["dali"], runs["torch"], strict=True):
         assert (ours["epoch"], ours["step"], ours["lr"]) == (theirs["epoch"], theirs["step"], theirs["lr"])
         assert float(ours["train_loss"]) == pytest.approx(float(theirs["train_loss"]), rel=0.005)
+
+
+@pytest.mark.parametrize("loader", ["dali", "torch"])
+def test_shards(tmp_path, loader):
+    """A run on tar files, with its unreadable image and its issues by shard and key."""
+    images = [b"no image" if i == 5 else image for i, image in enumerate(jpegs(24))]
+    rows = [{"jpg": image, "cls": b"%d" % (i % 3)} for i, image in enumerate(images)]
+    write_tar(tmp_path / "data/train/a.tar", rows[:10])
+    write_tar(tmp_path / "data/train/b.tar", rows[10:], 10)
+    write_tar(tmp_path / "data/val/v.tar", rows[:4])
+    options = {"dataset": "webdataset", "loader": loader, "epochs": 1}
+    result = train(folder_config(tmp_path, tmp_path / "data", name="run", **options))
+    assert result["unreadable_images"] == ["a.tar#part/000005"]
+    assert (result["train_images"], result["test_images"], result["classes"]) == (24, 4, 3)
+    issues = pd.read_csv(tmp_path / "run" / "issues.csv").sort_values("index")
+    expected = [f"{'a' if i < 10 else 'b'}.tar#part/{i:06d}" for i in range(24)]
+    assert issues["path"].tolist() == expected
+    assert final_state(tmp_path / "run")["dynamics"]["count"].tolist() == [int(i != 5) for i in range(24)]
 
 
 def test_noise_in_the_images_place(tmp_path, tree):
