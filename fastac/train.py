@@ -31,13 +31,16 @@ from fastac.engine import Engine, create_engine
 from fastac.extras import require
 from fastac.history import ScoreHistory
 from fastac.job import Job, load_data
-from fastac.metrics import Figures, Meter, MetricsLog, Progress
+from fastac.metrics import Figures, Meter
 from fastac.models import create_model
+from fastac.reporting import Reporter
 from fastac.run import RunFolder, environment, results_text, write_results
+from fastac.weights import save_weights
 
 __all__ = ["StoppedError", "main", "train"]
 
 _DISKS = 6.0  # how much longer than for a collective ranks wait for each other's files
+_FEW_CLASSES = 10  # among which the best five answers say little
 _ASK_SECONDS = 2.0  # after which several ranks ask each other whether to stop
 
 
@@ -211,31 +214,32 @@ class StopSignal:
 # ---------------------------------------------------------------- the loop
 
 
-def fit(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal) -> Figures | None:
-    """Train to the last step, epoch by epoch. Returns the last epoch's figures on the test set, None where there
+def fit(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal) -> TestFigures:
+    """Train to the last step, epoch by epoch. Returns the last epoch's figures on the test set, without any where there
     was nothing left to train or is no such set. Raises StoppedError, a checkpoint saved, after a signal."""
-    c, position, first = job.config, job.position, job.engine.rank == 0
-    log = test = None
-    if first:
-        tensorboard = folder.tensorboard if c.run.tensorboard else None
-        log = MetricsLog(folder.metrics, tensorboard, position.epoch, position.step)
-        ScoreHistory(folder.history).forget_after(position.epoch)
-    progress = Progress(first, c.optimizer.trained_epochs, job.steps_per_epoch, job.last_step)
-    try:
+    c, position, test = job.config, job.position, TestFigures()
+    reporter = Reporter(
+        folder,
+        c.run,
+        rank=job.engine.rank,
+        device=job.engine.device,
+        epoch=position.epoch,
+        step=position.step,
+        epochs=c.optimizer.trained_epochs,
+        steps_per_epoch=job.steps_per_epoch,
+        last_step=job.last_step,
+    )
+    with contextlib.closing(reporter):
         while True:
             if position.step < job.last_step:
-                train_epoch(job, folder, checkpoints, log, progress, stop)
+                train_epoch(job, folder, checkpoints, reporter, stop)
             if position.batch == 0:  # a run that had come to its end before
                 break
-            test = end_epoch(job, folder, log, progress)
+            test = end_epoch(job, folder, reporter)
             if c.run.checkpoint_every == 0 or position.step >= job.last_step:
                 save(job, checkpoints)
             if position.step >= job.last_step:
                 break
-    finally:
-        progress.close()
-        if log is not None:
-            log.close()
     if job.engine.any(stop.signum != 0):
         raise stopped(job, folder, checkpoints, stop)
     checkpoints.wait()  # what failed to be saved ends the run here, not after its results
@@ -243,16 +247,11 @@ def fit(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal)
 
 
 def train_epoch(
-    job: Job,
-    folder: RunFolder,
-    checkpoints: Checkpoints,
-    log: MetricsLog | None,
-    progress: Progress,
-    stop: StopSignal,
+    job: Job, folder: RunFolder, checkpoints: Checkpoints, reporter: Reporter, stop: StopSignal
 ) -> None:
     """The rest of the epoch under way, up to the run's last step."""
     c, position = job.config.run, job.position
-    progress.begin_epoch(position.epoch, position.step, bar=c.progress)
+    reporter.begin_epoch(position.epoch, position.step)
     job.model.train()
     batches = job.train_loader.epoch(position.epoch, start=position.batch)
     clock = time.monotonic()
@@ -261,12 +260,7 @@ def train_epoch(
         now = time.monotonic()
         position.advance(len(group), rows, now - clock)
         clock = now
-        progress.step()
-        if position.step % c.log_interval == 0:
-            figures = Meter.figures(job.meter.totals)  # waits for the device
-            progress.figures(figures, position.images_per_second, position.step)
-            if log is not None:
-                log.step(position.step, figures, job.lr, position.images_per_second)
+        reporter.step(position.step, job.meter.totals, job.lr, position.images_per_second)
         if must_stop(job, stop):
             save(job, checkpoints)
             raise stopped(job, folder, checkpoints, stop)
@@ -297,6 +291,8 @@ def train_step(job: Job, group: list[Batch]) -> int:
             engine.backward(loss * share)
         job.meter.add(loss, logits, batch.target)
     engine.step()
+    if job.average is not None:
+        job.average.update()
     job.scheduler.step()
     return rows
 
@@ -327,26 +323,23 @@ def stopped(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSig
     )
 
 
-def end_epoch(job: Job, folder: RunFolder, log: MetricsLog | None, progress: Progress) -> Figures | None:
+def end_epoch(job: Job, folder: RunFolder, reporter: Reporter) -> TestFigures:
     """Test, write the epoch's row, and make ready for the next epoch. Returns the figures on the test set."""
     position = job.position
     keep_scores(job, folder)
     train = Meter.figures(job.engine.sum(job.meter.totals))
-    test = None if job.test_loader is None else evaluate(job, job.test_loader).figures
+    test = run_tests(job)
     row = {
         "epoch": position.epoch + 1,
         "step": position.step,
         "lr": job.lr,
         "train_loss": train.loss,
         "train_accuracy": train.accuracy,
-        "test_loss": None if test is None else test.loss,
-        "test_accuracy": None if test is None else test.accuracy,
+        **test.columns(),
         "images_per_second": position.images_per_second,
         "seconds": position.seconds,
     }
-    progress.end_epoch(row)
-    if log is not None:
-        log.epoch(row)
+    reporter.end_epoch(row)
     if position.batch == len(job.train_loader):
         position.next_epoch()
         job.meter.reset()
@@ -370,6 +363,33 @@ def save(job: Job, checkpoints: Checkpoints) -> None:
 # ---------------------------------------------------------------- what comes after
 
 
+class TestFigures(NamedTuple):
+    """Figures on the test set, None where there is none: of the network, and of its weights' average."""
+
+    network: Figures | None = None
+    average: Figures | None = None
+
+    def columns(self) -> dict[str, float | None]:
+        """By their names in metrics.csv and result.json."""
+        network, average = self.network, self.average
+        return {
+            "test_loss": None if network is None else network.loss,
+            "test_accuracy": None if network is None else network.accuracy,
+            "test_top5": None if network is None else network.top5,
+            "ema_test_accuracy": None if average is None else average.accuracy,
+        }
+
+
+def run_tests(job: Job) -> TestFigures:
+    """All ranks call it."""
+    if job.test_loader is None:
+        return TestFigures()
+    network = evaluate(job, job.test_loader, job.network).figures
+    if job.average is None:
+        return TestFigures(network)
+    return TestFigures(network, evaluate(job, job.test_loader, job.average.read()).figures)
+
+
 class Evaluation(NamedTuple):
     """Figures over a split; the predicted labels and the best ones other than the loader's, (N,) int64 each, -1
     where an image could not be read."""
@@ -380,16 +400,16 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(job: Job, loader: Loader) -> Evaluation:
+def evaluate(job: Job, loader: Loader, network: nn.Module) -> Evaluation:
     """The network without α, as it will be used, on each sample of the loader once on any number of ranks."""
-    engine, network = job.engine, job.network
+    engine = job.engine
     engine.sync_buffers()
     network.eval()
-    meter = Meter(engine.device)
+    meter = Meter(engine.device, top5=loader.samples.num_classes > _FEW_CLASSES)
     labels = torch.zeros((2, len(loader.samples)), dtype=torch.int64, device=engine.device)
     for batch in loader.epoch(0):
         with engine.autocast():
-            logits = network(batch.images)
+            logits = network(job.in_format(batch.images))
         meter.add(F.cross_entropy(logits.float(), batch.target), logits, batch.target)
         without_target = logits.scatter(1, batch.target[:, None], -torch.inf)
         found = torch.stack([logits.argmax(1), without_target.argmax(1)])
@@ -398,35 +418,38 @@ def evaluate(job: Job, loader: Loader) -> Evaluation:
     return Evaluation(Meter.figures(engine.sum(meter.totals)), predictions, others)
 
 
-def finish(job: Job, folder: RunFolder, test: Figures | None) -> dict[str, Any]:
-    """Predict the training images' labels, rank the given ones, write the results, and print them. test: the
-    network's figures on the test set, None where it was not tested yet."""
+def finish(job: Job, folder: RunFolder, test: TestFigures) -> dict[str, Any]:
+    """Predict the training images' labels, rank the given ones, write the weights and the results, and print them.
+    test: the figures on the test set, without any where it was not tested yet."""
     config, data, position = job.config, job.data, job.position
-    if test is None and job.test_loader is not None:
-        test = evaluate(job, job.test_loader).figures
-    train = evaluate(job, job.given_loader)
+    test = run_tests(job) if test.network is None else test
+    train = evaluate(job, job.given_loader, job.network)
     alpha, dynamics = job.gather()
+    weights = job.engine.state_dict()["model"]
     if job.engine.rank != 0:
         return {}
+    save_weights(folder.weights, weights)
+    if job.average is not None:
+        save_weights(folder.average, job.average.read().state_dict())
     predictions, others = train.predictions.cpu().numpy(), train.others.cpu().numpy()
     read = predictions >= 0
     summary = {
         "folder": str(folder.path),
         "dataset": config.data.dataset,
         "train_images": len(data.given),
-        "test_images": None if test is None else test.rows,
+        "test_images": None if test.network is None else test.network.rows,
         "classes": data.dataset.train.num_classes,
         "model": config.model.model,
         "parameters": job.parameters,
         "loss": config.loss.loss,
         "seed": config.run.seed,
         "epochs": position.epoch,
+        "short": config.optimizer.short,
         "steps": position.step,
         "ranks": job.engine.world_size,
         "seconds": position.seconds,
         "images_per_second": position.images / position.seconds,
-        "test_accuracy": None if test is None else test.accuracy,
-        "test_loss": None if test is None else test.loss,
+        **test.columns(),
         "train_accuracy": train.figures.accuracy,
         "train_accuracy_on_truth": None
         if data.truth is None

@@ -43,8 +43,9 @@ LAYERS = [
     ["checkpoint_state", "checkpoint_files"],
     ["checkpoint_manifest"],
     ["checkpoint_writer"],
-    ["engine", "optim", "metrics", "checkpoint"],
+    ["engine", "optim", "ema", "graphs", "weights", "metrics", "tracing", "checkpoint"],
     ["job", "run"],
+    ["reporting"],
     ["train"],
     ["demo", "plan", "review", "apply"],
 ]

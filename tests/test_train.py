@@ -10,7 +10,16 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from training_runs import config, differences, final_state, linear, metrics, with_dropout, without_pictures
+from training_runs import (
+    assert_same_run,
+    config,
+    differences,
+    final_state,
+    linear,
+    metrics,
+    with_dropout,
+    without_pictures,
+)
 
 import fastac.run
 from fastac.config import Config, load_config
@@ -18,6 +27,7 @@ from fastac.data import Dataset, inject_noise, load_dataset
 from fastac.engine import create_engine
 from fastac.issues.run_scores import rank_run
 from fastac.job import Job, load_data
+from fastac.models import create_model
 from fastac.train import evaluate, grouped, main, train, train_step
 
 
@@ -62,6 +72,7 @@ def test_a_run_leaves_its_folder_with_pictures_and_all(tmp_path, capsys):
         "issues.csv",
         "labels.csv",
         "metrics.csv",
+        "model.pt",
         "result.json",
         "scores.npz",
         "tensorboard",
@@ -212,6 +223,42 @@ def test_clipping_is_of_the_network_only(tmp_path):
     )  # 1.9: Nesterov's first step
 
 
+def test_channels_last_is_the_same_training_and_resumes_to_the_same_bits(tmp_path):
+    usual = train(config(tmp_path, name="usual"), create=with_dropout)
+    options = {"channels_last": True}
+    whole = train(config(tmp_path, name="whole", **options), create=with_dropout)
+    job = job_of(config(tmp_path, model="cnn", **options), create_model)
+    assert any(not p.is_contiguous() for p in job.network.parameters())
+    assert job.in_format(torch.zeros(2, 3, 4, 4)).stride() == (48, 1, 12, 3)
+    assert whole["test_loss"] == pytest.approx(usual["test_loss"], rel=1e-3)
+    train(config(tmp_path, name="parts", max_steps=8, **options), create=with_dropout)
+    train(config(tmp_path, name="parts", **options), resume=True, create=with_dropout)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_short_run_says_so(tmp_path, capsys):
+    result = train(config(tmp_path, name="short", epochs=20, short=0.1), create=with_dropout)
+    assert (result["epochs"], result["short"]) == (2, 0.1)
+    assert "(× 0.1 of the epochs)" in capsys.readouterr().out
+    assert "short = 0.1" in (tmp_path / "short" / "config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks", "message"),
+    [
+        ({"cuda_graphs": True, "device": "auto", "drop_last": True}, 1, "cuda_graphs was true on 1 × cpu"),
+        ({"sync_bn": True}, 2, "sync_bn was true on cpu; it should be false there: SyncBatchNorm needs CUDA"),
+    ],
+)
+def test_what_needs_a_gpu(tmp_path, monkeypatch, values, ranks, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    configuration = config(tmp_path, **values)
+    engine = create_engine(configuration)
+    engine.world_size = ranks
+    with pytest.raises(ValueError, match=message):
+        Job(configuration, engine, load_data(configuration), with_dropout)
+
+
 @pytest.mark.parametrize("amp_dtype", ["bf16", "fp16"])
 def test_mixed_precision_trains(tmp_path, amp_dtype):
     plain = train(config(tmp_path, name="fp32", epochs=4), create=with_dropout)
@@ -278,7 +325,7 @@ def test_alpha_follows_the_networks_rate(tmp_path):
 
 def test_the_test_counts_each_image_once(tmp_path):
     job = job_of(config(tmp_path, batch_size=64))
-    found = evaluate(job, job.test_loader)
+    found = evaluate(job, job.test_loader, job.network)
     test = job.data.dataset.test
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (job.train_loader.mean, job.train_loader.std))
     images = (torch.from_numpy(test.images).permute(0, 3, 1, 2) / 255 - mean) / std
@@ -566,9 +613,9 @@ def test_the_pictures_name_data_network_and_loss(tmp_path, monkeypatch):
 def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
     tested = []
 
-    def counting(job, loader):
+    def counting(job, loader, network):
         tested.append("test" if loader is job.test_loader else "train")
-        return evaluate(job, loader)
+        return evaluate(job, loader, network)
 
     monkeypatch.setattr("fastac.train.evaluate", counting)
     result = train(config(tmp_path, name="run", epochs=2))
@@ -580,7 +627,7 @@ def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
 
 def test_best_labels_other_than_the_given_ones(tmp_path):
     job = job_of(config(tmp_path, batch_size=64))
-    found = evaluate(job, job.given_loader)
+    found = evaluate(job, job.given_loader, job.network)
     assert (found.others != torch.from_numpy(job.data.given)).all()
     differs = found.predictions != torch.from_numpy(job.data.given)
     assert differs.any()
