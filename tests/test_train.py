@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import (
     assert_same_run,
     config,
@@ -27,6 +28,7 @@ from fastac.data import Dataset, inject_noise, load_dataset
 from fastac.engine import create_engine
 from fastac.issues.run_scores import rank_run
 from fastac.job import Job, load_data
+from fastac.metrics import Reading
 from fastac.models import create_model
 from fastac.train import evaluate, grouped, main, train, train_step
 
@@ -257,6 +259,35 @@ def test_what_needs_a_gpu(tmp_path, monkeypatch, values, ranks, message):
     engine.world_size = ranks
     with pytest.raises(ValueError, match=message):
         Job(configuration, engine, load_data(configuration), with_dropout)
+
+
+class NoReading(TorchDispatchMode):
+    """Fails where a value is read by the host, which on a GPU would wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+            torch.ops.aten.equal.default,
+        ), f"{func} reads a value"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"clip_grad": 1.0, "model_ema": True, "channels_last": True, "amp_dtype": "bf16"}],
+)
+def test_the_trainers_own_step_reads_no_value(tmp_path, options):
+    """Without α, whose CPU backends check ids by reading them; tests/test_gpu.py has the whole step on a GPU."""
+    job = job_of(config(tmp_path, loss="ce", dynamics=False, **options), with_dropout)
+    batches = list(grouped(job.train_loader.epoch(0), 1))
+    job.model.train()
+    train_step(job, batches[0])
+    with NoReading():
+        train_step(job, batches[1])
+        Reading(job.meter.totals)
+    with pytest.raises(AssertionError, match="reads a value"), NoReading():
+        float(job.meter.totals[0])
 
 
 @pytest.mark.parametrize("amp_dtype", ["bf16", "fp16"])
