@@ -6,15 +6,18 @@ import csv
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastac.extras import require
 
-__all__ = ["COLUMNS", "Figures", "Meter", "MetricsLog", "Progress", "Reading"]
+__all__ = ["COLUMNS", "Figures", "Meter", "MetricsLog", "Progress", "Reading", "with_bar"]
+
+T = TypeVar("T")
 
 COLUMNS = (
     "epoch",
@@ -159,6 +162,16 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def with_bar(batches: Iterable[T], total: int, what: str, *, shown: bool) -> Iterable[T]:
+    """The batches; while they are gone through, a bar on stderr where it is a terminal. shown=False: without."""
+    if not shown or not sys.stderr.isatty():
+        return batches
+    bar: Iterable[T] = require("tqdm", "train").tqdm(
+        batches, total=total, desc=what, unit="batch", leave=False, dynamic_ncols=True
+    )
+    return bar
 
 
 class Progress:

@@ -31,7 +31,7 @@ from fastac.engine import Engine, create_engine
 from fastac.extras import require
 from fastac.history import ScoreHistory
 from fastac.job import Job, load_data
-from fastac.metrics import Figures, Meter
+from fastac.metrics import Figures, Meter, with_bar
 from fastac.models import create_model
 from fastac.reporting import Reporter
 from fastac.run import RunFolder, environment, results_text, write_results
@@ -384,10 +384,10 @@ def run_tests(job: Job) -> TestFigures:
     """All ranks call it."""
     if job.test_loader is None:
         return TestFigures()
-    network = evaluate(job, job.test_loader, job.network).figures
+    network = evaluate(job, job.test_loader, job.network, "test").figures
     if job.average is None:
         return TestFigures(network)
-    return TestFigures(network, evaluate(job, job.test_loader, job.average.read()).figures)
+    return TestFigures(network, evaluate(job, job.test_loader, job.average.read(), "test of EMA").figures)
 
 
 class Evaluation(NamedTuple):
@@ -400,14 +400,16 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(job: Job, loader: Loader, network: nn.Module) -> Evaluation:
-    """The network without α, as it will be used, on each sample of the loader once on any number of ranks."""
+def evaluate(job: Job, loader: Loader, network: nn.Module, what: str) -> Evaluation:
+    """The network without α, as it will be used, on each sample of the loader once on any number of ranks. what: for
+    the progress bar."""
     engine = job.engine
     engine.sync_buffers()
     network.eval()
     meter = Meter(engine.device, top5=loader.samples.num_classes > _FEW_CLASSES)
     labels = torch.zeros((2, len(loader.samples)), dtype=torch.int64, device=engine.device)
-    for batch in loader.epoch(0):
+    shown = engine.rank == 0 and job.config.run.progress
+    for batch in with_bar(loader.epoch(0), len(loader), what, shown=shown):
         with engine.autocast():
             logits = network(job.in_format(batch.images))
         meter.add(F.cross_entropy(logits.float(), batch.target), logits, batch.target)
@@ -423,7 +425,7 @@ def finish(job: Job, folder: RunFolder, test: TestFigures) -> dict[str, Any]:
     test: the figures on the test set, without any where it was not tested yet."""
     config, data, position = job.config, job.data, job.position
     test = run_tests(job) if test.network is None else test
-    train = evaluate(job, job.given_loader, job.network)
+    train = evaluate(job, job.given_loader, job.network, "training images")
     alpha, dynamics = job.gather()
     weights = job.engine.state_dict()["model"]
     if job.engine.rank != 0:

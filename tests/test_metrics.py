@@ -2,11 +2,12 @@
 
 import csv
 import math
+import sys
 
 import pytest
 import torch
 
-from fastac.metrics import COLUMNS, Meter, MetricsLog, Progress, Reading
+from fastac.metrics import COLUMNS, Meter, MetricsLog, Progress, Reading, with_bar
 
 
 def row(epoch, **changes):
@@ -125,3 +126,11 @@ def test_a_line_an_epoch_where_stderr_is_no_terminal(capsys):
     silent.begin_epoch(0, 0, bar=True)
     silent.end_epoch(row(1))
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_over_batches_is_for_terminals(capsys, monkeypatch):
+    assert with_bar([1, 2], 2, "test", shown=True) == [1, 2]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert with_bar([1, 2], 2, "test", shown=False) == [1, 2]
+    assert list(with_bar(iter([1, 2]), 2, "training images", shown=True)) == [1, 2]
+    assert "training images" in capsys.readouterr().err

@@ -356,7 +356,7 @@ def test_alpha_follows_the_networks_rate(tmp_path):
 
 def test_the_test_counts_each_image_once(tmp_path):
     job = job_of(config(tmp_path, batch_size=64))
-    found = evaluate(job, job.test_loader, job.network)
+    found = evaluate(job, job.test_loader, job.network, "test")
     test = job.data.dataset.test
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (job.train_loader.mean, job.train_loader.std))
     images = (torch.from_numpy(test.images).permute(0, 3, 1, 2) / 255 - mean) / std
@@ -644,9 +644,9 @@ def test_the_pictures_name_data_network_and_loss(tmp_path, monkeypatch):
 def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
     tested = []
 
-    def counting(job, loader, network):
+    def counting(job, loader, network, what):
         tested.append("test" if loader is job.test_loader else "train")
-        return evaluate(job, loader, network)
+        return evaluate(job, loader, network, what)
 
     monkeypatch.setattr("fastac.train.evaluate", counting)
     result = train(config(tmp_path, name="run", epochs=2))
@@ -658,7 +658,7 @@ def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
 
 def test_best_labels_other_than_the_given_ones(tmp_path):
     job = job_of(config(tmp_path, batch_size=64))
-    found = evaluate(job, job.given_loader, job.network)
+    found = evaluate(job, job.given_loader, job.network, "train")
     assert (found.others != torch.from_numpy(job.data.given)).all()
     differs = found.predictions != torch.from_numpy(job.data.given)
     assert differs.any()
