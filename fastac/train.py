@@ -11,36 +11,34 @@ import itertools
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from fastac.checkpoint import CheckpointError, Checkpoints
 from fastac.collectives import CollectiveError
 from fastac.config import Config, load_config, parse_command_line, read_config, resumed_config, write_config
-from fastac.data import Batch, Loader
+from fastac.data import Batch
 from fastac.engine import Engine, create_engine
+from fastac.evaluation import Evaluation, EvaluationStopped, TestFigures, evaluate, run_tests
 from fastac.extras import require
 from fastac.history import ScoreHistory
 from fastac.job import Job, load_data
-from fastac.metrics import Figures, Meter, with_bar
+from fastac.metrics import Meter
 from fastac.models import create_model
 from fastac.reporting import Reporter
 from fastac.run import RunFolder, environment, results_text, write_results
+from fastac.stopping import StoppedError, StopSignal
 from fastac.weights import save_weights
 
 __all__ = ["StoppedError", "main", "train"]
 
 _DISKS = 6.0  # how much longer than for a collective ranks wait for each other's files
-_FEW_CLASSES = 10  # among which the best five answers say little
 _ASK_SECONDS = 2.0  # after which several ranks ask each other whether to stop
 
 
@@ -87,14 +85,6 @@ def _read_command(argv: Sequence[str]) -> tuple[Config, bool]:
 def _say(text: str, status: int) -> int:
     print(f"fastac.train: {text}", file=sys.stderr, flush=True)
     return status
-
-
-class StoppedError(Exception):
-    """SIGINT or SIGTERM ended the run, after a checkpoint was saved; signum: which."""
-
-    def __init__(self, signum: int, message: str):
-        super().__init__(message)
-        self.signum = signum
 
 
 # ---------------------------------------------------------------- the run
@@ -146,7 +136,12 @@ def train_on(
             _say(str(job), 0)
         with StopSignal() as stop:
             test = fit(job, folder, checkpoints, stop)
-    return finish(job, folder, test)
+            try:
+                test = run_tests(job, stop) if test.network is None else test
+                train = evaluate(job, job.given_loader, job.network, "training images", stop)
+            except EvaluationStopped:
+                raise stopped(job, folder, checkpoints, stop) from None
+    return finish(job, folder, test, train)
 
 
 def require_packages(config: Config) -> None:
@@ -184,33 +179,6 @@ def resume_from(job: Job, checkpoints: Checkpoints) -> None:
         _say(message, 0)
 
 
-class StopSignal:
-    """While it is open, the first SIGINT or SIGTERM is kept in `signum`; a second SIGINT stops at once."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-        self.next_question = 0  # the step after which the ranks ask each other
-        self._when = 0.0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _receive(self, signum: int, frame: FrameType | None) -> None:
-        # torchrun passes on a Ctrl-C that the terminal has sent to its workers already: that is one, not two.
-        echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._when < 1
-        if self.signum and signum == signal.SIGINT and not echo:
-            raise KeyboardInterrupt
-        self.signum, self._when = self.signum or signum, time.monotonic()
-
-
 # ---------------------------------------------------------------- the loop
 
 
@@ -235,12 +203,16 @@ def fit(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal)
                 train_epoch(job, folder, checkpoints, reporter, stop)
             if position.batch == 0:  # a run that had come to its end before
                 break
-            test = end_epoch(job, folder, reporter)
+            try:
+                test = end_epoch(job, folder, reporter, stop)
+            except EvaluationStopped:
+                save(job, checkpoints)  # the test is made again, and nothing else
+                raise stopped(job, folder, checkpoints, stop) from None
             if c.run.checkpoint_every == 0 or position.step >= job.last_step:
                 save(job, checkpoints)
             if position.step >= job.last_step:
                 break
-    if job.engine.any(stop.signum != 0):
+    if stop.agreed(job.engine):
         raise stopped(job, folder, checkpoints, stop)
     checkpoints.wait()  # what failed to be saved ends the run here, not after its results
     return test
@@ -323,12 +295,13 @@ def stopped(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSig
     )
 
 
-def end_epoch(job: Job, folder: RunFolder, reporter: Reporter) -> TestFigures:
-    """Test, write the epoch's row, and make ready for the next epoch. Returns the figures on the test set."""
+def end_epoch(job: Job, folder: RunFolder, reporter: Reporter, stop: StopSignal) -> TestFigures:
+    """Test, write the epoch's row, and make ready for the next epoch. Returns the figures on the test set. Raises
+    EvaluationStopped, and can be begun again."""
     position = job.position
     keep_scores(job, folder)
     train = Meter.figures(job.engine.sum(job.meter.totals))
-    test = run_tests(job)
+    test = run_tests(job, stop)
     row = {
         "epoch": position.epoch + 1,
         "step": position.step,
@@ -363,69 +336,10 @@ def save(job: Job, checkpoints: Checkpoints) -> None:
 # ---------------------------------------------------------------- what comes after
 
 
-class TestFigures(NamedTuple):
-    """Figures on the test set, None where there is none: of the network, and of its weights' average."""
-
-    network: Figures | None = None
-    average: Figures | None = None
-
-    def columns(self) -> dict[str, float | None]:
-        """By their names in metrics.csv and result.json."""
-        network, average = self.network, self.average
-        return {
-            "test_loss": None if network is None else network.loss,
-            "test_accuracy": None if network is None else network.accuracy,
-            "test_top5": None if network is None else network.top5,
-            "ema_test_accuracy": None if average is None else average.accuracy,
-        }
-
-
-def run_tests(job: Job) -> TestFigures:
-    """All ranks call it."""
-    if job.test_loader is None:
-        return TestFigures()
-    network = evaluate(job, job.test_loader, job.network, "test").figures
-    if job.average is None:
-        return TestFigures(network)
-    return TestFigures(network, evaluate(job, job.test_loader, job.average.read(), "test of EMA").figures)
-
-
-class Evaluation(NamedTuple):
-    """Figures over a split; the predicted labels and the best ones other than the loader's, (N,) int64 each, -1
-    where an image could not be read."""
-
-    figures: Figures
-    predictions: Tensor
-    others: Tensor
-
-
-@torch.no_grad()
-def evaluate(job: Job, loader: Loader, network: nn.Module, what: str) -> Evaluation:
-    """The network without α, as it will be used, on each sample of the loader once on any number of ranks. what: for
-    the progress bar."""
-    engine = job.engine
-    engine.sync_buffers()
-    network.eval()
-    meter = Meter(engine.device, top5=loader.samples.num_classes > _FEW_CLASSES)
-    labels = torch.zeros((2, len(loader.samples)), dtype=torch.int64, device=engine.device)
-    shown = engine.rank == 0 and job.config.run.progress
-    for batch in with_bar(loader.epoch(0), len(loader), what, shown=shown):
-        with engine.autocast():
-            logits = network(job.in_format(batch.images))
-        meter.add(F.cross_entropy(logits.float(), batch.target), logits, batch.target)
-        without_target = logits.scatter(1, batch.target[:, None], -torch.inf)
-        found = torch.stack([logits.argmax(1), without_target.argmax(1)])
-        labels[:, batch.index] = found + 1  # 0 is left for what no rank has read
-    predictions, others = engine.sum(labels) - 1
-    return Evaluation(Meter.figures(engine.sum(meter.totals)), predictions, others)
-
-
-def finish(job: Job, folder: RunFolder, test: TestFigures) -> dict[str, Any]:
-    """Predict the training images' labels, rank the given ones, write the weights and the results, and print them.
-    test: the figures on the test set, without any where it was not tested yet."""
+def finish(job: Job, folder: RunFolder, test: TestFigures, train: Evaluation) -> dict[str, Any]:
+    """Rank the given labels, write the weights and the results, and print them. test: the figures on the test set;
+    train: what the network says of the training images."""
     config, data, position = job.config, job.data, job.position
-    test = run_tests(job) if test.network is None else test
-    train = evaluate(job, job.given_loader, job.network, "training images")
     alpha, dynamics = job.gather()
     weights = job.engine.state_dict()["model"]
     if job.engine.rank != 0:

@@ -44,8 +44,8 @@ LAYERS = [
     ["checkpoint_manifest"],
     ["checkpoint_writer"],
     ["engine", "optim", "ema", "graphs", "weights", "metrics", "tracing", "checkpoint"],
-    ["job", "run"],
-    ["reporting"],
+    ["job", "run", "stopping"],
+    ["evaluation", "reporting"],
     ["train"],
     ["demo", "plan", "review", "apply"],
 ]

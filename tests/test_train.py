@@ -26,11 +26,13 @@ import fastac.run
 from fastac.config import Config, load_config
 from fastac.data import Dataset, inject_noise, load_dataset
 from fastac.engine import create_engine
+from fastac.evaluation import evaluate
 from fastac.issues.run_scores import rank_run
 from fastac.job import Job, load_data
 from fastac.metrics import Reading
 from fastac.models import create_model
-from fastac.train import evaluate, grouped, main, train, train_step
+from fastac.stopping import StopSignal
+from fastac.train import grouped, main, train, train_step
 
 
 @pytest.fixture(autouse=True)
@@ -356,7 +358,7 @@ def test_alpha_follows_the_networks_rate(tmp_path):
 
 def test_the_test_counts_each_image_once(tmp_path):
     job = job_of(config(tmp_path, batch_size=64))
-    found = evaluate(job, job.test_loader, job.network, "test")
+    found = evaluate(job, job.test_loader, job.network, "test", StopSignal())
     test = job.data.dataset.test
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (job.train_loader.mean, job.train_loader.std))
     images = (torch.from_numpy(test.images).permute(0, 3, 1, 2) / 255 - mean) / std
@@ -644,11 +646,12 @@ def test_the_pictures_name_data_network_and_loss(tmp_path, monkeypatch):
 def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
     tested = []
 
-    def counting(job, loader, network, what):
+    def counting(job, loader, *rest):
         tested.append("test" if loader is job.test_loader else "train")
-        return evaluate(job, loader, network, what)
+        return evaluate(job, loader, *rest)
 
     monkeypatch.setattr("fastac.train.evaluate", counting)
+    monkeypatch.setattr("fastac.evaluation.evaluate", counting)
     result = train(config(tmp_path, name="run", epochs=2))
     assert tested == ["test", "test", "train"]
     assert result["test_accuracy"] == pytest.approx(
@@ -658,7 +661,7 @@ def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
 
 def test_best_labels_other_than_the_given_ones(tmp_path):
     job = job_of(config(tmp_path, batch_size=64))
-    found = evaluate(job, job.given_loader, job.network, "train")
+    found = evaluate(job, job.given_loader, job.network, "train", StopSignal())
     assert (found.others != torch.from_numpy(job.data.given)).all()
     differs = found.predictions != torch.from_numpy(job.data.given)
     assert differs.any()
