@@ -13,7 +13,13 @@ __all__ = ["Overhead", "orders"]
 
 _TRIM = 0.2  # of the pairs, at each end: what disturbs the machine for a while disturbs a pair or two
 _LEAST_PAIRS = 3
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's t at 97.5 % where the expansion below is off
+_T = {
+    1: 12.706,
+    2: 4.303,
+    3: 3.182,
+    4: 2.776,
+    5: 2.571,
+}  # Student's t at 97.5 % where the expansion below is off
 
 
 def orders(ways: int, rounds: int, seed: int = 0) -> list[list[int]]:
@@ -64,7 +70,7 @@ def _by_pair(seconds: Sequence[float]) -> np.ndarray:
 
 
 def students_t(freedom: int) -> float:
-    """The 97.5 % point of Student's t, to 0.1 %: Abramowitz and Stegun 26.7.5, a table below 5 degrees of freedom."""
+    """The 97.5 % point of Student's t, to 0.1 %: Abramowitz and Stegun 26.7.5, a table up to 5 degrees of freedom."""
     if freedom in _T:
         return _T[freedom]
     z = 1.959964
