@@ -33,7 +33,7 @@ SIZES = {
     ("wrn-40-2", "cuda"): Size(128, 32, 10, CIFAR),
     ("wrn-40-2", "cpu"): Size(32, 32, 10, CIFAR),
 }
-ROUNDS = {"cpu": (30, 1), "cuda": (40, 10)}  # and steps of a way in each
+ROUNDS = {"cpu": (60, 1), "cuda": (30, 10)}  # and steps of a way in each
 _WARM_UP = 3  # rounds that are not timed
 
 
