@@ -34,7 +34,8 @@ SIZES = {
     ("wrn-40-2", "cpu"): Size(32, 32, 10, CIFAR),
 }
 ROUNDS = {"cpu": (60, 1), "cuda": (30, 10)}  # and steps of a way in each
-_WARM_UP = 3  # rounds that are not timed
+_WARM_UP = 4  # rounds that are not timed; even
+_PART_STEPS = 10  # of each way, for where the time goes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -195,6 +196,8 @@ def measure_model(model: str, options: argparse.Namespace) -> dict[str, Any]:
         train_data.check_folder(samples, trainer)
     seconds = time_ways(trainer, options.rounds, options.steps)
     rows = {name: figures(trainer, name, seconds, options.steps) for name in trainer.subjects}
+    for name, parts in trainer.parts(trainer.draw(_PART_STEPS)).items():
+        rows[name]["parts_seconds"] = parts
     result = {
         "model": model,
         **setup.size._asdict(),
@@ -221,7 +224,7 @@ def time_ways(trainer: Trainer, rounds: int, steps: int) -> dict[str, list[float
     """Seconds of a step of each way in each round; in a round all of them see the same batches."""
     names = list(trainer.subjects)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for order in orders(len(names), _WARM_UP + _WARM_UP % 2, seed=1):
+    for order in orders(len(names), _WARM_UP, seed=1):
         batches = trainer.draw(steps)
         for place in order:
             trainer.seconds(names[place], batches)
@@ -244,7 +247,6 @@ def figures(trainer: Trainer, name: str, seconds: dict[str, list[float]], steps:
         "images_per_second": trainer.size.batch / timing.median,
         "state_bytes": trainer.subjects[name].state_bytes,
         "peak_bytes": trainer.peak_bytes(name, trainer.draw(steps)),
-        "parts_seconds": trainer.parts(name, trainer.draw(max(steps, 5))),
     }
 
 

@@ -237,22 +237,26 @@ class Trainer:
         others = (subject.held_bytes for other, subject in self.subjects.items() if other != name)
         return torch.cuda.max_memory_allocated() - sum(others)
 
-    def parts(self, name: str, batches: Sequence[Batch]) -> dict[str, float]:
-        """Median seconds of each part of a step. On a GPU by events on its stream: where the device waits for the host,
-        the wait is in the part that it waits for."""
-        marks = [Marks(self.setup.device) for _ in batches]
+    def parts(self, batches: Sequence[Batch]) -> dict[str, dict[str, float]]:
+        """Median seconds of each part of a step of each way, which take turns on each batch. On a GPU by events on its
+        stream: where the device waits for the host, the wait is in the part that it waits for."""
+        marks: dict[str, list[Marks]] = {name: [] for name in self.subjects}
         try:
-            for batch, own in zip(
-                batches, marks, strict=True
-            ):  # without a wait between them: a GPU stays busy
-                self._mark = own.set
-                own.set("start")
-                self.step(self.subjects[name], batch)
+            for batch in batches:
+                for name, subject in self.subjects.items():  # without a wait between them: a GPU stays busy
+                    own = Marks(self.setup.device)
+                    self._mark = own.set
+                    own.set("start")
+                    self.step(subject, batch)
+                    marks[name].append(own)
         finally:
             self._mark = _nothing
         self.wait()
-        found = [own.seconds() for own in marks]
-        return {part: float(np.median([parts[part] for parts in found])) for part in PARTS}
+        found = {name: [own.seconds() for own in each] for name, each in marks.items()}
+        return {
+            name: {part: float(np.median([step[part] for step in steps])) for part in PARTS}
+            for name, steps in found.items()
+        }
 
 
 def _nothing(_part: str) -> None:
