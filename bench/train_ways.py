@@ -22,6 +22,7 @@ from torch import Tensor
 
 import fastac
 from fastac.config import OptimizerConfig
+from fastac.graphs import capture_network
 from fastac.models import create_model
 from fastac.optim import create_optimizer
 
@@ -159,20 +160,16 @@ class Trainer:
         shape = (self.size.batch, 3, self.size.image_size, self.size.image_size)
         self._images = [self.formatted(torch.randn(shape, device=setup.device)) for _ in range(_IMAGES)]
         self._random = np.random.default_rng(0)
-        self._forward = self._captured(network) if setup.cuda_graphs else network
-        if setup.torchcompile:
+        self._forward: Callable[[Tensor], Tensor] = network
+        if setup.cuda_graphs:
+            capture_network(network, self._images[0].clone(), self.autocast)
+        elif setup.torchcompile:
             self._forward = torch.compile(network, dynamic=False)
-
-    def _captured(self, network: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-        with self.autocast():
-            return torch.cuda.make_graphed_callables(network, (self._images[0].clone(),))
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.setup.amp == "float32":
             return contextlib.nullcontext()
-        # Weights that were cast for one pass may not be used again by a graph that was captured in another.
-        caches = not self.setup.cuda_graphs
-        return torch.autocast(self.setup.device.type, DTYPES[self.setup.amp], cache_enabled=caches)
+        return torch.autocast(self.setup.device.type, DTYPES[self.setup.amp])
 
     def formatted(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=self._format)
