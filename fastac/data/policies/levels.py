@@ -68,20 +68,22 @@ def _autoaugment_imagenet(name: str, level: float, side: int) -> float:
 
 def _fast_autoaugment(name: str, level: float, side: int) -> float:
     """Levels of 0 to 1 as in the code that Fast AutoAugment was published with."""
-    low, high = {
-        "Rotate": (-30.0, 30.0),
-        "Solarize": (0.0, 256.0),
-        "Posterize": (4.0, 8.0),
-        "Cutout": (0.0, 0.2),
-    }.get(name, (0.1, 1.9))
-    if name.startswith("Shear"):
-        low, high = -0.3, 0.3
-    elif name.startswith("Translate"):
-        low, high = -0.45, 0.45
-    value = level * (high - low) + low
     if name.startswith("Translate"):
-        return value * side
-    return int(value * side) if name == "Cutout" else int(value) if name == "Posterize" else value
+        return _between(-0.45, 0.45, level) * side
+    if name.startswith("Shear"):
+        return _between(-0.3, 0.3, level)
+    if name in _ENHANCE:
+        return _between(0.1, 1.9, level)
+    return {
+        "Rotate": _between(-30, 30, level),
+        "Solarize": _between(0, 256, level),
+        "Posterize": int(_between(4, 8, level)),
+        "Cutout": int(_between(0, 0.2, level) * side),
+    }.get(name, 0)
+
+
+def _between(low: float, high: float, share: float) -> float:
+    return share * (high - low) + low
 
 
 def _randaugment(name: str, level: float, side: int) -> float:

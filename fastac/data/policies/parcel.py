@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,12 +28,23 @@ class Parcel:
         """The parts, as tensors on the device."""
         if device.type == "cpu":
             return [torch.from_numpy(part) for part in self._parts]
-        starts = np.cumsum([0] + [-(-part.nbytes // _ALIGNED) * _ALIGNED for part in self._parts])
-        buffer = torch.empty(int(starts[-1]), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        return self._unpack(self._pack(pinned=device.type == "cuda").to(device, non_blocking=True))
+
+    @property
+    def _starts(self) -> list[int]:
+        sizes = [-(-part.nbytes // _ALIGNED) * _ALIGNED for part in self._parts]
+        return list(accumulate(sizes, initial=0))
+
+    def _pack(self, *, pinned: bool) -> Tensor:
+        """The parts' bytes, one behind the other, in host memory."""
+        starts = self._starts
+        buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pinned)
         for start, part in zip(starts, self._parts, strict=False):
             buffer[start : start + part.nbytes] = torch.from_numpy(part.reshape(-1).view(np.uint8))
-        sent = buffer.to(device, non_blocking=True)
+        return buffer
+
+    def _unpack(self, buffer: Tensor) -> list[Tensor]:
         return [
-            sent[start : start + part.nbytes].view(torch.from_numpy(part).dtype).view(part.shape)
-            for start, part in zip(starts, self._parts, strict=False)
+            buffer[start : start + part.nbytes].view(torch.from_numpy(part).dtype).view(part.shape)
+            for start, part in zip(self._starts, self._parts, strict=False)
         ]
