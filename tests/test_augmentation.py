@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from training_runs import config, linear, metrics, without_pictures
 
 from fastac.data import EpochSampler, Loader, Samples, load_dataset
 from fastac.data.augment import augment_batch, normalise
@@ -15,6 +16,9 @@ from fastac.data.erasing import erase, random_rectangles
 from fastac.data.policies import apply_policy, find_policy
 from fastac.data.policies.geometry import square
 from fastac.data.resident import _held, hold_images
+from fastac.engine import create_engine
+from fastac.job import Job, load_data
+from fastac.train import train
 
 N = 60
 CPU = torch.device("cpu")
@@ -175,15 +179,19 @@ def test_a_rectangle_that_never_fits_erases_nothing():
     assert boxes[3].tolist() == [4, 4, 13, 13]
 
 
-def test_erasing_takes_ranks_of_any_size():
+def test_an_erased_image_depends_on_its_id_alone():
     images = torch.randn(50, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     index = torch.arange(100, 150)
-    options = {"cutout": 3, "reprob": 0.6, "seed": 1, "epoch": 2}
-    whole = erase(images, index, **options)
-    assert torch.equal(erase(images[7:9], index[7:9], **options), whole[7:9])
-    assert not torch.equal(erase(images, index, **{**options, "epoch": 3}), whole)
-    assert torch.equal(erase(images, index, **{**options, "cutout": 0, "reprob": 0.0}), images)
-    assert erase(images[:0], index[:0], **options).shape == (0, 3, 12, 12)
+
+    def erased(part: slice = slice(50), **changes) -> torch.Tensor:
+        options = {"cutout": 3, "reprob": 0.6, "seed": 1, "epoch": 2, **changes}
+        return erase(images[part].clone(), index[part], **options)
+
+    whole = erased()
+    assert torch.equal(erased(slice(7, 9)), whole[7:9])
+    assert not torch.equal(erased(epoch=3), whole)
+    assert torch.equal(erased(cutout=0, reprob=0.0), images)
+    assert erased(slice(0)).shape == (0, 3, 12, 12)
 
 
 # -------------------------------------------------------------------------------------- images that the device holds
@@ -234,3 +242,22 @@ def test_on_a_gpu_the_batches_are_the_cpus(held):
         torch.testing.assert_close(a.images, b.images.cpu(), atol=2e-6, rtol=0)
         assert torch.equal(a.index, b.index.cpu())
         assert torch.equal(a.target, b.target.cpu())
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+def test_a_run_augments_its_training_batches_only(tmp_path, monkeypatch):
+    options = {"aa": "pba-cifar10", "cutout": 2, "reprob": 0.25, "short": 0.5, "epochs": 6}
+    configuration = config(tmp_path, name="run", **options)
+    job = Job(configuration, create_engine(configuration), load_data(configuration), linear)
+    each = job.train_loader
+    assert (each.policy.name, each.policy.epochs, each.cutout, each.reprob) == ("pba-cifar10", 3, 2, 0.25)
+    for other in (job.given_loader, job.test_loader):
+        assert (other.policy, other.cutout, other.reprob) == (None, 0, 0.0)
+    without_pictures(monkeypatch)
+    result = train(configuration, create=linear)
+    assert result["test_accuracy"] > 0.2
+    plain = train(config(tmp_path, name="plain", short=0.5, epochs=6), create=linear)
+    assert metrics(tmp_path / "run")[1]["train_loss"] != metrics(tmp_path / "plain")[1]["train_loss"]
+    assert plain["test_accuracy"] > 0.2

@@ -200,12 +200,12 @@ def test_all_values_of_a_blend_are_pillows():
 
 
 def test_blank():
-    images = torch.arange(1.0, 1 + 2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
     boxes = torch.tensor([[1, 2, 3, 4], [2, 0, 2, 4]])
-    out = ops.blank(images, boxes, torch.tensor([-1.0, -2.0, -3.0]))
+    colour = torch.tensor([251, 252, 253], dtype=torch.uint8)
     expected = images.clone()
-    expected[0, :, 2:4, 1:3] = torch.tensor([-1.0, -2.0, -3.0]).view(3, 1, 1)
-    assert torch.equal(out, expected)
+    expected[0, :, 2:4, 1:3] = colour.view(3, 1, 1)
+    assert torch.equal(ops.blank(images, boxes, colour), expected)
 
 
 @pytest.mark.gpu

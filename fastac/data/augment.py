@@ -73,19 +73,18 @@ def augment_batch(
     """
     if name in ("none", "imagenet"):
         return images
-    batch, channels, height, width = images.shape
+    batch, _, height, width = images.shape
     pad_y, pad_x = max(1, height // 8), max(1, width // 8)
     draw = torch.arange(3, device=images.device).view(3, 1)
     top, left, mirror = hash_bits(seed, AUGMENT, epoch, draw, index)
-    rows = integers_below(2 * pad_y + 1, top).view(batch, 1) + torch.arange(height, device=images.device)
-    columns = torch.arange(width, device=images.device).expand(batch, width)
-    if name == "crop-flip":
-        columns = torch.where((integers_below(2, mirror) == 1).view(batch, 1), columns.flip(1), columns)
-    columns = columns + integers_below(2 * pad_x + 1, left).view(batch, 1)
     if border is None:
         padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
     else:
         padded = border.view(-1, 1, 1).repeat(batch, 1, height + 2 * pad_y, width + 2 * pad_x)
         padded[:, :, pad_y:-pad_y, pad_x:-pad_x] = images
-    lines = padded.gather(2, rows.view(batch, 1, height, 1).expand(-1, channels, -1, padded.shape[3]))
-    return lines.gather(3, columns.view(batch, 1, 1, width).expand(-1, channels, height, -1))
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, places, places, H, W)
+    row = torch.arange(batch, device=images.device)
+    crops = windows[row, :, integers_below(2 * pad_y + 1, top), integers_below(2 * pad_x + 1, left)]
+    if name == "crop":
+        return crops
+    return torch.where((integers_below(2, mirror) == 1).view(batch, 1, 1, 1), crops.flip(3), crops)

@@ -31,7 +31,7 @@ def check_erasing(cutout: int, reprob: float) -> None:
 
 
 def erase(images: Tensor, host_index: Tensor, *, cutout: int, reprob: float, seed: int, epoch: int) -> Tensor:
-    """Put zero in a part of each image; what becomes of a sample depends on (seed, epoch, its id).
+    """Put zero in a part of each image, in place; what becomes of a sample depends on (seed, epoch, its id).
 
     images: (B, C, H, W) float, normalised. host_index: (B,) int64, the samples' ids, in host memory. cutout: side in
     pixels of a square whose centre is drawn from the image's pixels, cut off at the border (DeVries & Taylor 2017); 0:
@@ -48,9 +48,8 @@ def erase(images: Tensor, host_index: Tensor, *, cutout: int, reprob: float, see
         parcel.add(square(drawn[:2], np.full(drawn.shape[1], cutout), height, width))
     if reprob:
         parcel.add(random_rectangles(drawn[2:], reprob, height, width))
-    zero = images.new_zeros(1)
     for rectangles in parcel.send(images.device):
-        images = ops.blank(images, rectangles, zero)
+        images.masked_fill_(ops.inside(rectangles, height, width), 0)
     return images
 
 

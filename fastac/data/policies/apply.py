@@ -16,6 +16,7 @@ from fastac.data.policies.sampling import Draws, Policy
 
 __all__ = ["apply_policy"]
 
+_CACHED = 1 << 19  # pixel values that a CPU works on at a time: their int64 indices, 4 MB, stay in its caches
 _CODE = {name: code for code, name in enumerate(OPERATIONS)}
 _Step = Callable[
     [Tensor, list[Tensor]], Tensor
@@ -50,9 +51,10 @@ def apply_policy(
         plan += _plan(draws, stage, size, images.shape[1], fill, mean, parcel)
     parts = parcel.send(images.device)
     images = images.clone()
+    many = max(1, len(images) if images.is_cuda else _CACHED // (images.shape[1] * size[0] * size[1]))
     for step, slots in plan:
-        rows, *sent = (parts[slot] for slot in slots)
-        images.index_copy_(0, rows, step(images.index_select(0, rows), sent))
+        for rows, *sent in zip(*(parts[slot].split(many) for slot in slots), strict=True):
+            images.index_copy_(0, rows, step(images.index_select(0, rows), sent))
     return images
 
 

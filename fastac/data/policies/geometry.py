@@ -37,16 +37,16 @@ def _rotation(degrees: float, height: int, width: int) -> tuple[float, ...]:
 
 
 def fixed_point(maps: np.ndarray) -> np.ndarray:
-    """(n, 6) int64: the maps at pixel centres in 1/65536 of a pixel, as Pillow rounds them.
+    """(n, 6) int32: the maps at pixel centres in 1/65536 of a pixel, as Pillow rounds them.
 
     Translations are not computed in fixed point by Pillow, but to the nearest whole pixel: so they are here.
     """
     a, b, c, d, e, f = maps.T
     fixed = np.stack([a, b, c + 0.5 * (a + b), d, e, f + 0.5 * (d + e)], axis=1)
-    fixed = np.floor(fixed * _ONE + 0.5).astype(np.int64)
+    fixed = np.floor(fixed * _ONE + 0.5).astype(np.int32)
     moved = (a == 1) & (b == 0) & (d == 0)
     for column in (2, 5):
-        fixed[moved, column] = np.floor(maps[moved, column] + 0.5).astype(np.int64) * _ONE
+        fixed[moved, column] = np.floor(maps[moved, column] + 0.5).astype(np.int32) * _ONE
     return fixed
 
 

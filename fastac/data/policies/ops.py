@@ -19,6 +19,7 @@ __all__ = [
     "contrast_tables",
     "equalize_tables",
     "grey",
+    "inside",
     "smooth",
 ]
 
@@ -28,18 +29,18 @@ _LUMA = (19595, 38470, 7471)  # ITU-R 601 in 16 bits of fraction
 def affine_nearest(images: Tensor, fixed: Tensor, fill: Tensor) -> Tensor:
     """Each image's pixels by an affine map of its own, nearest neighbour: Image.transform(AFFINE).
 
-    fixed: (B, 6) int64, of `geometry.fixed_point`: the map from a target pixel to its source, in 1/65536 of a pixel.
+    fixed: (B, 6) int32, of `geometry.fixed_point`: the map from a target pixel to its source, in 1/65536 of a pixel.
     fill: (C,) uint8, the colour of what lies outside.
     """
     batch, channels, height, width = images.shape
-    x = torch.arange(width, device=images.device)
-    y = torch.arange(height, device=images.device).view(-1, 1)
+    x = torch.arange(width, dtype=torch.int32, device=images.device)
+    y = torch.arange(height, dtype=torch.int32, device=images.device).view(-1, 1)
     a, b, c, d, e, f = fixed.view(batch, 6, 1, 1).unbind(1)
-    source_x = (a * x + b * y + c) >> 16  # (B, H, W)
-    source_y = (d * x + e * y + f) >> 16
+    source_x = (a * x + (b * y + c)) >> 16  # (B, H, W)
+    source_y = (d * x + (e * y + f)) >> 16
     inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
-    place = torch.where(inside, source_y * width + source_x, 0).view(batch, 1, -1).expand(-1, channels, -1)
-    moved = images.reshape(batch, channels, -1).gather(2, place).view_as(images)
+    place = torch.where(inside, source_y * width + source_x, 0).view(batch, 1, -1).long()
+    moved = images.reshape(batch, channels, -1).gather(2, place.expand(-1, channels, -1)).view_as(images)
     return torch.where(inside.unsqueeze(1), moved, fill.view(-1, 1, 1))
 
 
@@ -74,10 +75,11 @@ def equalize_tables(images: Tensor) -> Tensor:
 def _histograms(images: Tensor) -> Tensor:
     """(B, C, 256) int64: how often each channel has each value."""
     batch, channels = images.shape[:2]
-    row = torch.arange(batch * channels, device=images.device).view(-1, 1) * 256
+    row = torch.arange(0, batch * channels * 256, 256, dtype=torch.int32, device=images.device).view(-1, 1)
     place = (images.reshape(batch * channels, -1) + row).view(-1)
     if images.is_cuda:  # bincount waits for the device there
         counts = torch.zeros(batch * channels * 256, dtype=torch.int64, device=images.device)
+        place = place.long()
         counts.scatter_add_(0, place, torch.ones_like(place))
     else:
         counts = torch.bincount(place, minlength=batch * channels * 256)
@@ -106,12 +108,12 @@ def smooth(images: Tensor) -> Tensor:
     """ImageFilter.SMOOTH: a 3x3 mean with weight 5 in the middle, over 13. The pixels at the border stay."""
     if min(images.shape[2:]) < 3:
         return images.clone()
-    wide = images.to(torch.int32)
+    wide = images.to(torch.int16)
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, :, 1:-1, 1:-1]
     out = images.clone()
-    # Pillow adds 0.5 in float and cuts off. total/13 + 0.5 is never whole nor near it, so integers give the same.
-    out[:, :, 1:-1, 1:-1] = ((2 * total + 13) // 26).to(torch.uint8)
+    # Pillow rounds in floats of other steps; total/13 + 0.5 is at least 1/26 from a whole number, so it is the same.
+    out[:, :, 1:-1, 1:-1] = (total * (1 / 13) + 0.5).to(torch.uint8)
     return out
 
 
@@ -123,11 +125,14 @@ def blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
 
 
 def blank(images: Tensor, rectangles: Tensor, colour: Tensor) -> Tensor:
-    """Fill a rectangle of each image. rectangles: (B, 4) int64: left, top, right, bottom, the last two excluded, empty
-    where they are not greater. colour: (C,) of the images' type, or one number. Images of any type."""
-    height, width = images.shape[2:]
-    x = torch.arange(width, device=images.device)
-    y = torch.arange(height, device=images.device).view(-1, 1)
+    """Fill a rectangle of each image, of `inside`. colour: (C,) uint8."""
+    return torch.where(inside(rectangles, *images.shape[2:]), colour.view(-1, 1, 1), images)
+
+
+def inside(rectangles: Tensor, height: int, width: int) -> Tensor:
+    """(B, 1, H, W) bool. rectangles: (B, 4) int64: left, top, right, bottom, the last two excluded, empty where they
+    are not greater."""
+    x = torch.arange(width, device=rectangles.device)
+    y = torch.arange(height, device=rectangles.device).view(-1, 1)
     left, top, right, bottom = rectangles.view(-1, 4, 1, 1, 1).unbind(1)
-    inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-    return torch.where(inside, colour.view(-1, 1, 1), images)
+    return ((x >= left) & (x < right)) & ((y >= top) & (y < bottom))
