@@ -229,12 +229,27 @@ def test_batches_of_held_images_are_the_hosts(aa):
         assert torch.equal(a.index, b.index)
 
 
+@pytest.mark.parametrize(("aa", "together"), [("none", 3), ("randaugment-n2-m9", 4), ("trivialaugment", 100)])
+def test_batches_that_are_augmented_together_are_the_same(aa, together):
+    data = samples()
+    one, more = (loader(data, aa=aa, rank=1, world_size=2) for _ in range(2))
+    more._together = together
+    for start in (0, 2, len(one)):
+        pairs = list(zip(one.epoch(1, start), more.epoch(1, start), strict=True))
+        assert len(pairs) == len(one) - start
+        for a, b in pairs:
+            assert a.global_size == b.global_size
+            for name in ("images", "target", "index", "host_index"):
+                assert torch.equal(getattr(a, name), getattr(b, name))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("held", [True, False])
 def test_on_a_gpu_the_batches_are_the_cpus(held):
     data = samples()
     cpu, gpu = loader(data), loader(data, device="cuda")
     assert gpu._held.is_cuda
+    assert gpu._together > 1
     assert loader(data, device="cuda")._held is gpu._held
     if not held:
         gpu._held = None

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,10 @@ from fastac.data.samples import FolderImages, Samples, check_labels
 from fastac.rng import uniform
 
 __all__ = ["Batch", "Loader"]
+
+# Pixel values of small images that a GPU augments at a time, of several batches together: some 300 kernels are launched
+# for a policy, which takes the host longer than a step of a small network. In float32 they are 16 MB.
+_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,12 @@ class Loader:
         self.mean, self.std = _statistics(samples, mean, std)
         self._labels = torch.from_numpy(labels.copy())
         self._mean, self._std = (torch.tensor(v, device=self.device) for v in (self.mean, self.std))
-        self._mean_colour = torch.tensor([round(255 * v) for v in self.mean], dtype=torch.uint8).to(
-            self.device
-        )
-        self._held = hold_images(samples, self.device) if self.device.type == "cuda" else None
+        colour = [round(255 * value) for value in self.mean]
+        self._mean_colour = torch.tensor(colour, dtype=torch.uint8, device=self.device)
+        self._held, self._together = None, 1
+        if self.device.type == "cuda":
+            self._held = hold_images(samples, self.device)
+            self._together = max(1, _AT_ONCE // (sampler.batch_size * _values(samples)))
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -125,10 +132,21 @@ class Loader:
         """
         plan = self.sampler.batches(epoch, start)
         if isinstance(self.samples.images, FolderImages):
-            host = self._decoded(self.samples.images, plan, epoch)
-        else:
-            host = _gathered(None if self._held is not None else self.samples.images, plan)
-        return (self._finish(raw, epoch) for raw in host)
+            return (self._finish(raw, epoch) for raw in self._decoded(self.samples.images, plan, epoch))
+        return self._drawn(self.samples.images, plan, epoch)
+
+    def _drawn(
+        self, array: np.ndarray, plan: Iterator[tuple[np.ndarray, int]], epoch: int
+    ) -> Iterator[Batch]:
+        """Batches of an array, `_together` of them finished at a time."""
+        while group := list(islice(plan, self._together)):
+            ids = np.concatenate([own for own, _ in group])
+            pixels = torch.from_numpy(array[ids]) if self._held is None else None
+            whole, end = self._finish(_Pixels(pixels, torch.from_numpy(ids), 0), epoch), 0
+            for own, global_size in group:
+                part, end = slice(end, end + len(own)), end + len(own)
+                images, target = whole.images[part], whole.target[part]
+                yield Batch(images, target, whole.index[part], whole.host_index[part], global_size)
 
     def _decoded(
         self, images: FolderImages, plan: Iterator[tuple[np.ndarray, int]], epoch: int
@@ -179,6 +197,12 @@ class Loader:
         return erase(images, host_index, cutout=self.cutout, reprob=self.reprob, **draws)
 
 
+def _values(samples: Samples) -> int:
+    """Numbers that an image has."""
+    images = samples.images
+    return 3 * images.image_size**2 if isinstance(images, FolderImages) else images[:1].size
+
+
 def _statistics(
     samples: Samples, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -194,12 +218,6 @@ def _statistics(
     if min(std) <= 0:
         raise ValueError(f"std is {tuple(std)}; it should be positive")
     return tuple(mean), tuple(std)
-
-
-def _gathered(images: np.ndarray | None, plan: Iterator[tuple[np.ndarray, int]]) -> Iterator[_Pixels]:
-    for ids, global_size in plan:
-        pixels = None if images is None else torch.from_numpy(images[ids])
-        yield _Pixels(pixels, torch.from_numpy(ids), global_size)
 
 
 class _FolderBatches(Dataset[_Pixels]):
