@@ -2,8 +2,8 @@
 
 What the loader does with a batch of pixels that is there: crop and mirroring (at 224x224 none: that crop is made when
 the file is decoded), policy, normalisation, and in the last row Cutout; random pixels, ids drawn anew each time. On a
-GPU the pixels lie there, and a figure is from an idle device on, with the host's part. No assertion: how fast is enough
-is what a network trains at.
+GPU the pixels lie there, small images are augmented several batches at a time, as the loader does, and a figure is from
+an idle device on, with the host's part. No assertion: how fast is enough is what a network trains at.
 """
 
 from __future__ import annotations
@@ -73,14 +73,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for side, batch in options.sizes:
         kinds = [(name, 0) for name in options.policies] + [("none", side // 2)]
-        cases = [case(side, batch, name, cutout, device) for name, cutout in kinds]
-        for (name, cutout), timing in zip(kinds, time_cases(cases, device, options.rounds), strict=True):
-            rows.append(row(side, batch, name, cutout, timing))
+        cases, images = zip(*(case(side, batch, *kind, device) for kind in kinds), strict=True)
+        timings = time_cases(cases, device, options.rounds)
+        rows += [row(side, *each) for each in zip(images, kinds, timings, strict=True)]
     settings = {"rounds": options.rounds, "device": options.device, "epoch": EPOCH}
     return {"benchmark": "augment", "environment": made_by, "settings": settings, "results": rows}
 
 
-def case(side: int, batch: int, policy: str, cutout: int, device: torch.device) -> Case:
+def case(side: int, batch: int, policy: str, cutout: int, device: torch.device) -> tuple[Case, int]:
+    """A case, and how many images it makes."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     samples = Samples(pixels, np.zeros(batch, np.int64), ("a", "b"))
@@ -94,23 +95,23 @@ def case(side: int, batch: int, policy: str, cutout: int, device: torch.device) 
         seed=0,
         device=device,
     )
-    there = torch.from_numpy(pixels).to(device)
+    there = torch.from_numpy(pixels).to(device).repeat(loader._together, 1, 1, 1)
 
     def draw() -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.from_numpy(rng.integers(0, 1 << 20, batch))
+        ids = torch.from_numpy(rng.integers(0, 1 << 20, len(there)))
         return ids.to(device), ids
 
-    return Case(lambda ids: loader._augmented(there, *ids, EPOCH), draw)
+    return Case(lambda ids: loader._augmented(there, *ids, EPOCH), draw), len(there)
 
 
-def row(side: int, batch: int, policy: str, cutout: int, timing: Timing) -> dict[str, Any]:
+def row(side: int, images: int, kind: tuple[str, int], timing: Timing) -> dict[str, Any]:
     return {
         "side": side,
-        "batch": batch,
-        "policy": policy,
-        "cutout": cutout,
+        "images": images,
+        "policy": kind[0],
+        "cutout": kind[1],
         "seconds": timing.record(),
-        "images_per_second": batch / timing.median,
+        "images_per_second": images / timing.median,
     }
 
 
@@ -118,7 +119,7 @@ def text(record: dict[str, Any]) -> str:
     lines = [f"{'images a second':30s} {'size':>9s} {'median':>10s} {'quartiles':>21s}"]
     for entry in record["results"]:
         name = entry["policy"] + (f", Cutout {entry['cutout']}" if entry["cutout"] else "")
-        low, high = (entry["batch"] / entry["seconds"][end] for end in ("high", "low"))
+        low, high = (entry["images"] / entry["seconds"][end] for end in ("high", "low"))
         lines.append(
             f"{name:30s} {entry['side']:>4d}x{entry['side']:<4d} {entry['images_per_second']:>10,.0f} "
             f"{low:>10,.0f} {high:>10,.0f}"

@@ -4,12 +4,13 @@
 #     bench/gpu.sh FOLDER [PART...]
 #
 # PART, all by default, in this order: build, test, triton, ac1, ac2, momentum, bfloat16, table, train, kernels,
-# sharding.
+# sharding, augment.
 #   build     the CUDA backend, for the GPU's architecture or FASTAC_ARCHS (as CMAKE_CUDA_ARCHITECTURES)
 #   test      pytest -m gpu                  triton    the Triton backend beside the reference, compiled
 #   ac1, ac2, momentum, bfloat16             bench/loss.py: a form, a momentum buffer, α in bfloat16
 #   table     bench/table.py                 kernels   bench/kernels.py: the kernels of a step, by name
 #   sharding  bench/sharding.py on all GPUs, with DeepSpeed where it is installed
+#   augment   bench/augment.py, the augmentation policies
 #   train     the demo recipe with cross entropy and AC1, the epochs' images a second in its log
 # A part takes 1 to 6 minutes and is stopped after its limit. One that fails doesn't stop the others; the exit status is
 # 1 if one did. FOLDER gets the records (JSON), plots and one log a part. LOSS_SIZES ("256x1000 ...") limits the sizes
@@ -17,8 +18,8 @@
 # hypothesis, pandas, matplotlib and scikit-learn; with pytest-xdist the tests run side by side.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
-known="build test triton ac1 ac2 momentum bfloat16 table train kernels sharding"
-[ $# -ge 1 ] || { sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2; }
+known="build test triton ac1 ac2 momentum bfloat16 table train kernels sharding augment"
+[ $# -ge 1 ] || { sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 2; }
 folder=$1
 shift
 parts=${*:-$known}
@@ -81,6 +82,7 @@ for name in $parts; do
         "$PYTHON" -c 'import deepspeed' 2>/dev/null || zero=--no-zero
         part sharding 400 "$PYTHON" bench/sharding.py --device cuda "$zero" --out "$out"
         ;;
+    augment) part augment 120 "$PYTHON" bench/augment.py --device cuda --out "$out" ;;
     kernels) part kernels 120 "$PYTHON" bench/kernels.py --device cuda --out "$out" ;;
     esac
 done
