@@ -67,6 +67,9 @@ def test_the_published_tables():
         Operation("Contrast", 0.832066, 0.498843),
         Operation("TranslateX", 0.418499, 0.394023),
     )
+    long = find_policy("autoaugment-cifar10-95").sub_policies
+    assert len(long) == 95
+    assert len(set(long) & set(found["autoaugment-cifar10"].sub_policies)) == 20
     for name in EACH[:6]:
         for op in (op for sub in found[name].sub_policies for op in sub):
             assert op.name in OPERATIONS

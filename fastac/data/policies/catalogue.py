@@ -17,6 +17,7 @@ __all__ = ["POLICY_NAMES", "check_policy", "find_policy"]
 _FAMILIES = ("autoaugment", "fast-autoaugment", "pba")
 _PUBLISHED = (
     "autoaugment-cifar10",
+    "autoaugment-cifar10-95",
     "autoaugment-svhn",
     "autoaugment-imagenet",
     "fast-autoaugment-cifar10",
