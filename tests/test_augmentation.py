@@ -276,3 +276,23 @@ def test_a_run_augments_its_training_batches_only(tmp_path, monkeypatch):
     plain = train(config(tmp_path, name="plain", short=0.5, epochs=6), create=linear)
     assert metrics(tmp_path / "run")[1]["train_loss"] != metrics(tmp_path / "plain")[1]["train_loss"]
     assert plain["test_accuracy"] > 0.2
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("aa", ["none", "autoaugment-cifar10", "pba-cifar10", "randaugment-n3-m9"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nothing_needs_a_value_from_the_device(aa, channels, held):
+    """On a device without values: an operation that read one, or that mixed devices, would raise."""
+    data = samples(channels)
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    each = loader(data, aa=aa, device="meta", mean=mean, std=std)
+    if held:
+        each._held, each._together = torch.from_numpy(data.images).to("meta"), 3
+    batches = list(each.epoch(150))
+    assert sorted(sample for batch in batches for sample in batch.host_index.tolist()) == list(range(N))
+    for batch in batches:
+        assert batch.images.shape == (len(batch.host_index), channels, 16, 16)
+        assert batch.images.dtype == torch.float32
+        assert {batch.images.device.type, batch.target.device.type, batch.index.device.type} == {"meta"}
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        batches[0].images.max().item()

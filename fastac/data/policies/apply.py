@@ -51,7 +51,8 @@ def apply_policy(
         plan += _plan(draws, stage, size, images.shape[1], fill, mean, parcel)
     parts = parcel.send(images.device)
     images = images.clone()
-    many = max(1, len(images) if images.is_cuda else _CACHED // (images.shape[1] * size[0] * size[1]))
+    cached = _CACHED // (images.shape[1] * size[0] * size[1])
+    many = max(1, cached if images.device.type == "cpu" else len(images))
     for step, slots in plan:
         for rows, *sent in zip(*(parts[slot].split(many) for slot in slots), strict=True):
             images.index_copy_(0, rows, step(images.index_select(0, rows), sent))

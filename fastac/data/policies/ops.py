@@ -73,16 +73,12 @@ def equalize_tables(images: Tensor) -> Tensor:
 
 
 def _histograms(images: Tensor) -> Tensor:
-    """(B, C, 256) int64: how often each channel has each value."""
+    """(B, C, 256) int32: how often each channel has each value."""
     batch, channels = images.shape[:2]
-    row = torch.arange(0, batch * channels * 256, 256, dtype=torch.int32, device=images.device).view(-1, 1)
-    place = (images.reshape(batch * channels, -1) + row).view(-1)
-    if images.is_cuda:  # bincount waits for the device there
-        counts = torch.zeros(batch * channels * 256, dtype=torch.int64, device=images.device)
-        place = place.long()
-        counts.scatter_add_(0, place, torch.ones_like(place))
-    else:
-        counts = torch.bincount(place, minlength=batch * channels * 256)
+    first = torch.arange(0, batch * channels * 256, 256, dtype=torch.int32, device=images.device)
+    place = (images.reshape(batch * channels, -1) + first.view(-1, 1)).view(-1)
+    counts = torch.zeros(batch * channels * 256, dtype=torch.int32, device=images.device)
+    counts.index_add_(0, place, torch.ones_like(place))  # bincount would wait for a GPU
     return counts.view(batch, channels, 256)
 
 
