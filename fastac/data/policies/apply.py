@@ -18,9 +18,8 @@ __all__ = ["apply_policy"]
 
 _CACHED = 1 << 19  # pixel values that a CPU works on at a time: their int64 indices, 4 MB, stay in its caches
 _CODE = {name: code for code, name in enumerate(OPERATIONS)}
-_Step = Callable[
-    [Tensor, list[Tensor]], Tensor
-]  # on the images of a step's rows, with what was sent for them
+_Step = Callable[[Tensor, list[Tensor]], Tensor]
+"""On the images of its rows, with what was sent for them."""
 
 
 def apply_policy(

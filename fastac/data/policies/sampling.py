@@ -25,7 +25,7 @@ _ENHANCE = np.array([name in ("Contrast", "Color", "Brightness", "Sharpness") fo
 
 @dataclass(frozen=True)
 class Draws:
-    """One image's operations in order: the rows of what comes first, second, …"""
+    """Each image's operations: a row of those that come first, of those that come second, …"""
 
     operation: np.ndarray
     """(S, B) int64 into `levels.OPERATIONS`."""
@@ -82,11 +82,7 @@ class SubPolicies(Policy):
         stages = operation.shape[1]
         drawn = _uniform(1 + 4 * stages, ids, seed, epoch)
         chosen = (drawn[0] * len(self.sub_policies)).astype(np.int64)
-        happens, sign, place = (
-            drawn[1 : 1 + stages],
-            drawn[1 + stages : 1 + 2 * stages],
-            drawn[1 + 2 * stages :],
-        )
+        happens, sign, place = np.split(drawn[1:], [stages, 2 * stages])
         code, wanted = operation[chosen].T, value[chosen].T
         code = np.where(happens < probability[chosen].T, code, 0)
         return Draws(code, _signed(code, wanted, sign), place.reshape(stages, 2, -1))
