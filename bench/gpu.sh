@@ -13,7 +13,7 @@
 #   compiled  the same with torch.compile   graphs    the same with CUDA graphs of the network
 #   images    bench/train.py on image files: those of IMAGES (a folder with train/CLASS/), else invented ones
 #   sharding  bench/sharding.py on all GPUs, with DeepSpeed where it is installed
-#   loader    bench/loader.py                augment   bench/augment.py
+#   loader    bench/loader.py                augment   bench/augment.py, the augmentation policies
 #   train     the demo recipe with cross entropy and AC1, the epochs' images a second in its log
 # A part takes 1 to 6 minutes and is stopped after its limit. One that fails doesn't stop the others; the exit status is
 # 1 if one did. FOLDER gets the records (JSON), plots and one log a part. LOSS_SIZES ("256x1000 ...") limits the sizes
@@ -99,9 +99,7 @@ for name in $parts; do
             failed+=(images)
         fi
         ;;
-    loader | augment) # with their own defaults, where this checkout has them
-        [ ! -f "bench/$name.py" ] || part "$name" 360 "$PYTHON" "bench/$name.py" --device cuda --out "$out"
-        ;;
+    loader) part loader 360 "$PYTHON" bench/loader.py --device cuda --out "$out" ;;
     train)
         for loss in ce ac1; do
             part "train-$loss" 120 "$PYTHON" -m fastac.train --recipe demo --loss "$loss" --device cuda \
@@ -113,6 +111,7 @@ for name in $parts; do
         "$PYTHON" -c 'import deepspeed' 2>/dev/null || zero=--no-zero
         part sharding 400 "$PYTHON" bench/sharding.py --device cuda "$zero" --out "$out"
         ;;
+    augment) part augment 120 "$PYTHON" bench/augment.py --device cuda --out "$out" ;;
     kernels) part kernels 120 "$PYTHON" bench/kernels.py --device cuda --out "$out" ;;
     esac
 done

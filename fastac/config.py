@@ -20,6 +20,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fastac.data.policies import check_policy
 from fastac.extras import require
 
 __all__ = [
@@ -85,7 +86,8 @@ class Section:
 @dataclass(frozen=True)
 class DataConfig(Section):
     dataset: str = key(
-        "digits", "digits, fashion-mnist, cifar10, cifar100, svhn, folder, webdataset, tfrecord or npz"
+        "digits",
+        "digits, fashion-mnist, cifar10, cifar100, svhn, svhn-extra, folder, webdataset, tfrecord or npz",
     )
     data_dir: str | None = key(None, "where the data set's files are", on_resume=True)
     labels: str | None = key(None, "file that replaces the training labels by id: .npy, .csv or FILE.npz:KEY")
@@ -353,6 +355,7 @@ class Config:
                 "has a smaller share of the step, which is known only afterwards",
             )
 
+        check_policy(data.aa, data.dataset)
         self._check_graphs()
         self._check_engine()
 

@@ -30,6 +30,7 @@ from fastac.data import (
     read_id_file,
     read_label_file,
 )
+from fastac.data.policies import Policy, find_policy
 from fastac.dynamics import TrainingDynamics
 from fastac.ema import WeightAverage
 from fastac.engine import Engine
@@ -225,7 +226,14 @@ class Job:
             workers=c.data.workers,
             mean=None if training else self.train_loader.mean,
             std=None if training else self.train_loader.std,
+            aa=self._policy() if training else "none",
+            cutout=c.data.cutout if training else 0,
+            reprob=c.data.reprob if training else 0.0,
         )
+
+    def _policy(self) -> Policy | str:
+        c = self.config
+        return find_policy(c.data.aa, c.data.dataset, epochs=c.optimizer.trained_epochs) or "none"
 
     def _sampler(self, num_samples: int, ranks: int, rank: int = 0, *, training: bool) -> EpochSampler:
         """Of this run's global batch on so many ranks."""

@@ -13,12 +13,18 @@ from fastac.data.folder import load_folder
 from fastac.data.idx import load_fashion_mnist
 from fastac.data.npz import load_npz
 from fastac.data.samples import Dataset
-from fastac.data.svhn import load_svhn
+from fastac.data.svhn import load_svhn, load_svhn_extra
 
 __all__ = ["DATASETS", "load_dataset"]
 
-DATASETS = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "folder", "npz")
-_FROM_DIR = {"cifar10": load_cifar10, "cifar100": load_cifar100, "svhn": load_svhn, "npz": load_npz}
+DATASETS = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "svhn-extra", "folder", "npz")
+_FROM_DIR = {
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "svhn": load_svhn,
+    "svhn-extra": load_svhn_extra,
+    "npz": load_npz,
+}
 
 
 def load_dataset(

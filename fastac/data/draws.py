@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fastac.rng import hash_bits
 
-__all__ = ["AUGMENT", "NOISE", "SHUFFLE", "SPLIT", "integers_below", "permutation"]
+__all__ = ["AUGMENT", "ERASE", "NOISE", "POLICY", "SHUFFLE", "SPLIT", "integers_below", "permutation"]
 
 # A number a purpose, so that two uses of one seed never see the same bits.
-SHUFFLE, AUGMENT, NOISE, SPLIT = range(4)
+SHUFFLE, AUGMENT, NOISE, SPLIT, POLICY, ERASE = range(6)
 
 
 def permutation(n: int, seed: int, *counters: int) -> np.ndarray:
