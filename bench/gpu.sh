@@ -3,13 +3,17 @@
 #
 #     bench/gpu.sh FOLDER [PART...]
 #
-# PART, all by default, in this order: build, test, triton, ac1, ac2, momentum, bfloat16, table, train, kernels,
-# sharding.
+# PART, all by default, in this order: build, test, triton, ac1, ac2, momentum, bfloat16, table, step, compiled, graphs,
+# images, train, kernels, sharding, loader, augment.
 #   build     the CUDA backend, for the GPU's architecture or FASTAC_ARCHS (as CMAKE_CUDA_ARCHITECTURES)
 #   test      pytest -m gpu                  triton    the Triton backend beside the reference, compiled
 #   ac1, ac2, momentum, bfloat16             bench/loss.py: a form, a momentum buffer, α in bfloat16
 #   table     bench/table.py                 kernels   bench/kernels.py: the kernels of a step, by name
+#   step      bench/train.py --check: ResNet-50 and WRN-40-2, AutoCleansing beside cross entropy
+#   compiled  the same with torch.compile   graphs    the same with CUDA graphs of the network
+#   images    bench/train.py on image files: those of IMAGES (a folder with train/CLASS/), else invented ones
 #   sharding  bench/sharding.py on all GPUs, with DeepSpeed where it is installed
+#   loader    bench/loader.py                augment   bench/augment.py, the augmentation policies
 #   train     the demo recipe with cross entropy and AC1, the epochs' images a second in its log
 # A part takes 1 to 6 minutes and is stopped after its limit. One that fails doesn't stop the others; the exit status is
 # 1 if one did. FOLDER gets the records (JSON), plots and one log a part. LOSS_SIZES ("256x1000 ...") limits the sizes
@@ -17,8 +21,9 @@
 # hypothesis, pandas, matplotlib and scikit-learn; with pytest-xdist the tests run side by side.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
-known="build test triton ac1 ac2 momentum bfloat16 table train kernels sharding"
-[ $# -ge 1 ] || { sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2; }
+known="build test triton ac1 ac2 momentum bfloat16 table step compiled graphs images train kernels sharding loader"
+known="$known augment"
+[ $# -ge 1 ] || { sed -n '2,22s/^# \{0,1\}//p' "$0"; exit 2; }
 folder=$1
 shift
 parts=${*:-$known}
@@ -47,6 +52,18 @@ loss() { # NAME OPTIONS...
         --out "$out" --name "loss-cuda-$name" "$@"
 }
 
+step() { # NAME OPTIONS...
+    local name=$1
+    shift
+    part "$name" 360 "$PYTHON" bench/train.py --device cuda --out "$out" --name "train-cuda-$name" "$@"
+}
+
+invent_images() { # 0.8 GB of JPEGs with ImageNet's sizes, in a folder that ends with this script
+    IMAGES=$(mktemp -d) && trap 'rm -rf "$IMAGES"' EXIT
+    "$PYTHON" -m fastac.data.synthetic "$IMAGES" --classes 1000 --images 8000 --val-images 0 \
+        >"$out/invent.log" 2>&1 || { tail -n 20 "$out/invent.log"; return 1; }
+}
+
 "$PYTHON" - <<'PY' || exit 2
 import torch
 assert torch.cuda.is_available(), "no CUDA device"
@@ -70,6 +87,19 @@ for name in $parts; do
     momentum) loss momentum --forms ac1 --momentum 0.9 ;;
     bfloat16) loss bfloat16 --forms ac1 --table-dtype bfloat16 ;;
     table) part table 120 "$PYTHON" bench/table.py --device cuda --out "$out" ;;
+    step) step step --check ;;
+    compiled) step compiled --check --torchcompile ;;
+    graphs) step graphs --check --cuda-graphs ;;
+    images)
+        kind="--loader dali"
+        "$PYTHON" -c 'import nvidia.dali' 2>/dev/null || kind="--loader torch"
+        if [ -n "${IMAGES:-}" ] || invent_images; then
+            step images --models resnet50 --rounds 6 --data-dir "$IMAGES" $kind --workers "$(nproc)"
+        else
+            failed+=(images)
+        fi
+        ;;
+    loader) part loader 360 "$PYTHON" bench/loader.py --device cuda --out "$out" ;;
     train)
         for loss in ce ac1; do
             part "train-$loss" 120 "$PYTHON" -m fastac.train --recipe demo --loss "$loss" --device cuda \
@@ -81,6 +111,7 @@ for name in $parts; do
         "$PYTHON" -c 'import deepspeed' 2>/dev/null || zero=--no-zero
         part sharding 400 "$PYTHON" bench/sharding.py --device cuda "$zero" --out "$out"
         ;;
+    augment) part augment 120 "$PYTHON" bench/augment.py --device cuda --out "$out" ;;
     kernels) part kernels 120 "$PYTHON" bench/kernels.py --device cuda --out "$out" ;;
     esac
 done

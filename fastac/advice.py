@@ -378,7 +378,9 @@ def _why_storage(job: Job, machine: Machine, outcomes: list[Outcome], advised: O
     assert advised.mode is not None
     if advised.mode.storage == "device":
         return f"Each device has room: {gigabytes(advised.device)} of its {gigabytes(machine.device_memory)} are used."
-    other = _instead(outcomes, advised, storage="device")
+    # One rank's table in device memory counts as replicated.
+    placement = "replicated" if job.ranks == 1 else advised.mode.placement
+    other = _instead(outcomes, advised, storage="device", placement=placement)
     if other is None:
         return "It was asked for."
     return (

@@ -20,6 +20,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fastac.data.policies import check_policy
 from fastac.extras import require
 
 __all__ = [
@@ -85,7 +86,8 @@ class Section:
 @dataclass(frozen=True)
 class DataConfig(Section):
     dataset: str = key(
-        "digits", "digits, fashion-mnist, cifar10, cifar100, svhn, folder, webdataset, tfrecord or npz"
+        "digits",
+        "digits, fashion-mnist, cifar10, cifar100, svhn, svhn-extra, folder, webdataset, tfrecord or npz",
     )
     data_dir: str | None = key(None, "where the data set's files are", on_resume=True)
     labels: str | None = key(None, "file that replaces the training labels by id: .npy, .csv or FILE.npz:KEY")
@@ -358,7 +360,23 @@ class Config:
                 "has a smaller share of the step, which is known only afterwards",
             )
 
+        check_policy(data.aa, data.dataset)
+        self._check_graphs()
         self._check_engine()
+
+    def _check_graphs(self) -> None:
+        """A graph replays one batch shape, and leaves gradients where the next replay puts its own."""
+        if not self.optimizer.cuda_graphs:
+            return
+        for name, value, good in (
+            ("torchcompile", self.optimizer.torchcompile, False),
+            ("grad_accum_steps", self.optimizer.grad_accum_steps, 1),
+            ("drop_last", self.data.drop_last, True),
+            ("on_bad_image", self.data.on_bad_image, "stop"),
+            ("engine", self.run.engine, "ddp"),
+            ("device", self.run.device, "cuda" if self.run.device == "cpu" else self.run.device),
+        ):
+            _require(value == good, f"{name} was {value!r} with cuda_graphs; it should be {good!r} there")
 
     def _check_engine(self) -> None:
         run = self.run
@@ -375,6 +393,12 @@ class Config:
             f"zero_stage was {run.zero_stage} with deepspeed_config {run.deepspeed_config!r}; it should be in that "
             "file, as zero_optimization.stage",
         )
+        for name in ("model_ema", "sync_bn", "channels_last"):
+            _require(
+                not getattr(self.model, name),
+                f"{name} was true with engine 'deepspeed'; it should be false there: ZeRO keeps parameters in pieces, "
+                "or flat, and takes the network as it is",
+            )
         _require(
             self.optimizer.amp_dtype != "fp16",
             "amp_dtype was 'fp16' with engine 'deepspeed'; it should be 'bf16' or 'none' there: DeepSpeed's fp16 "

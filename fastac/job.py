@@ -31,8 +31,11 @@ from fastac.data import (
     read_id_file,
     read_label_file,
 )
+from fastac.data.policies import Policy, find_policy
 from fastac.dynamics import TrainingDynamics
+from fastac.ema import WeightAverage
 from fastac.engine import Engine
+from fastac.graphs import capture_network
 from fastac.loss import AutoCleansingLoss
 from fastac.metrics import Meter
 from fastac.models import create_model
@@ -41,6 +44,7 @@ from fastac.parts import held_rows, overlaps
 from fastac.sharded import ShardedAlphaTable
 from fastac.sharded_dynamics import ShardedTrainingDynamics
 from fastac.table import AlphaTable
+from fastac.weights import load_weights
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -142,7 +146,10 @@ class Position:
 
 
 class Job:
-    """Network, loss, α table, optimizer and loaders of one run: what a step needs and a checkpoint holds."""
+    """Network, loss, α table, optimizer and loaders of one run: what a step needs and a checkpoint holds.
+
+    average: of the network's weights, None where none is kept.
+    """
 
     def __init__(
         self,
@@ -170,9 +177,16 @@ class Job:
         network = create(config.model.model, num_classes=train.num_classes, in_channels=train.channels)
         for samples in (train,) if test is None else (train, test):
             _check_network(network, config.model.model, samples)
-        self.network = network.to(device)
+        if config.model.initial_checkpoint is not None:
+            load_weights(network, config.model.initial_checkpoint)
+        self.network = network = _placed(network, config, engine)
         self.parameters = sum(p.numel() for p in network.parameters())  # before an engine cuts them up
         self.optimizer = create_optimizer(network, config.optimizer, device)
+        self.average = (
+            WeightAverage(network, config.model.model_ema_decay) if config.model.model_ema else None
+        )
+        if config.optimizer.cuda_graphs:
+            capture_network(network, self._sample_batch(train), engine.autocast)
         self.model = engine.prepare(network, self.optimizer)
         _seed_everything(config.run.seed + engine.rank)  # so that ranks drop out different units
 
@@ -214,11 +228,17 @@ class Job:
             workers=c.data.workers,
             mean=None if training else self.train_loader.mean,
             std=None if training else self.train_loader.std,
-            aa=c.data.aa if training else "none",
+            aa=self._policy() if training else "none",
             cutout=c.data.cutout if training else 0,
             reprob=c.data.reprob if training else 0.0,
             dali_device=c.data.dali_device,
         )
+
+    def _policy(self) -> Policy | str:
+        c = self.config
+        if c.data.loader == "dali":  # which has policies of its own by some of the names
+            return c.data.aa
+        return find_policy(c.data.aa, c.data.dataset, epochs=c.optimizer.trained_epochs) or "none"
 
     def _sampler(self, num_samples: int, ranks: int, rank: int = 0, *, training: bool) -> EpochSampler:
         """Of this run's global batch on so many ranks."""
@@ -237,8 +257,18 @@ class Job:
 
     def _forward(self, images: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss () and logits (B, K) of a batch."""
-        logits = self.model(images)
+        logits = self.model(self.in_format(images))
         return self.criterion(logits, target, index), logits
+
+    def in_format(self, images: Tensor) -> Tensor:
+        """The images in the network's memory format; as they are where they have it."""
+        last = self.config.model.channels_last
+        return images.contiguous(memory_format=torch.channels_last) if last else images
+
+    def _sample_batch(self, samples: Samples) -> Tensor:
+        """Zeros in the shape and format of every training batch."""
+        size = (self.config.data.batch_size, samples.channels, *_image_shape(samples))
+        return self.in_format(torch.zeros(size, device=self.engine.device))
 
     @property
     def lr(self) -> float:
@@ -296,6 +326,7 @@ class Job:
             "labels": self.data.digest(),
             "has": {name: part is not None for name, part in self._parts().items()},
             "network": self.engine.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "meter": self.engine.sum(self.meter.totals, "the running figures"),
         }
@@ -316,6 +347,8 @@ class Job:
         for name, part in self._parts().items():
             if part is not None:
                 part.load_state_dict(checkpoint.own(name, _reads(part.num_samples, part.held)))
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         engine.load_state_dict(state["network"])
         self.scheduler.load_state_dict(state["scheduler"])
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
@@ -365,12 +398,34 @@ def _reads(num_samples: int, held: range) -> Callable[[dict[str, Any]], bool]:
     return lambda plain: not held or overlaps(held_rows(plain, num_samples), held)
 
 
+def _placed(network: nn.Module, config: Config, engine: Engine) -> nn.Module:
+    """The network on the engine's device, in the memory format and with the batch norm that the config asks for."""
+    if config.optimizer.cuda_graphs and (engine.device.type != "cuda" or engine.world_size > 1):
+        raise ValueError(
+            f"cuda_graphs was true on {engine.world_size} × {engine.device.type}; it should be false there: the "
+            "network's passes are captured on one CUDA device"
+        )
+    if config.model.sync_bn and engine.world_size > 1:
+        if engine.device.type != "cuda":
+            raise ValueError(
+                f"sync_bn was true on {engine.device.type}; it should be false there: SyncBatchNorm needs CUDA"
+            )
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network = network.to(engine.device)
+    if config.model.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints lack it
+    return network
+
+
+def _image_shape(samples: Samples) -> tuple[int, int]:
+    """Height and width of what the network sees."""
+    images = samples.images
+    return (images.image_size,) * 2 if isinstance(images, EncodedImages) else images.shape[1:3]
+
+
 def _check_network(network: nn.Module, name: str, samples: Samples) -> None:
     """Raise ValueError unless the network makes (1, K) logits of an image of this size."""
-    images = samples.images
-    height, width = (
-        (images.image_size,) * 2 if isinstance(images, EncodedImages) else (images.shape[1], images.shape[2])
-    )
+    height, width = _image_shape(samples)
     network.eval()
     with torch.no_grad():
         try:

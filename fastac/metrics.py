@@ -6,15 +6,18 @@ import csv
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastac.extras import require
 
-__all__ = ["COLUMNS", "Figures", "Meter", "MetricsLog", "Progress"]
+__all__ = ["COLUMNS", "Figures", "Meter", "MetricsLog", "Progress", "Reading", "with_bar"]
+
+T = TypeVar("T")
 
 COLUMNS = (
     "epoch",
@@ -24,24 +27,32 @@ COLUMNS = (
     "train_accuracy",
     "test_loss",
     "test_accuracy",
+    "test_top5",
+    "ema_test_accuracy",
     "images_per_second",
     "seconds",
 )
 
 
 class Figures(NamedTuple):
-    """Mean loss, share of right answers in [0, 1], and the rows they are over."""
+    """Mean loss, share of right answers in [0, 1], the rows they are over, and the share of rows whose target is
+    among the five best answers, where that was counted."""
 
     loss: float
     accuracy: float
     rows: int
+    top5: float | None = None
 
 
 class Meter:
-    """Sums of loss, right answers and rows on the device: adding waits for nothing, reading does."""
+    """Sums of loss, right answers and rows on the device: adding waits for nothing, reading does.
 
-    def __init__(self, device: torch.device):
-        self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+    top5: count also the rows whose target is among the five largest logits.
+    """
+
+    def __init__(self, device: torch.device, *, top5: bool = False):
+        self.top5 = top5
+        self.totals = torch.zeros(4 if top5 else 3, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
         """loss: (), the mean over the rows. logits: (B, K). target: (B,). No rows add nothing."""
@@ -50,17 +61,42 @@ class Meter:
         self.totals[0] += loss.detach() * len(target)
         self.totals[1] += (logits.detach().argmax(1) == target).sum()
         self.totals[2] += len(target)
+        if self.top5:
+            best = logits.detach().topk(min(5, logits.shape[1])).indices
+            self.totals[3] += (best == target[:, None]).sum()
 
     def reset(self) -> None:
         self.totals.zero_()
 
     @staticmethod
     def figures(totals: Tensor) -> Figures:
-        """The figures of `totals` (3,), perhaps summed over ranks. NaN where there were no rows."""
-        loss, right, rows = totals.tolist()
-        return Figures(
-            loss / rows if rows else float("nan"), right / rows if rows else float("nan"), int(rows)
-        )
+        """The figures of `totals` (3,) or (4,), perhaps summed over ranks. NaN where there were no rows."""
+        loss, right, rows, *five = totals.tolist()
+        shares = [value / rows if rows else float("nan") for value in (loss, right, *five)]
+        return Figures(shares[0], shares[1], int(rows), shares[2] if five else None)
+
+
+class Reading:
+    """A meter's totals on their way to the host: the training loop goes on, and reads them when they are there."""
+
+    def __init__(self, totals: Tensor):
+        self._arrived: torch.cuda.Event | None = None
+        if totals.device.type == "cuda":
+            self._totals = torch.empty(totals.shape, dtype=totals.dtype, pin_memory=True)
+            self._totals.copy_(totals, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._totals = totals.clone()
+
+    def ready(self) -> bool:
+        """Whether `figures` would not wait."""
+        return self._arrived is None or self._arrived.query()
+
+    def figures(self) -> Figures:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return Meter.figures(self._totals)
 
 
 class MetricsLog:
@@ -96,9 +132,9 @@ class MetricsLog:
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow([_text(row[name]) for name in COLUMNS])
         if self.writer is not None:
-            for name in COLUMNS[3:7]:
+            for name in COLUMNS[3:-2]:
                 if row[name] is not None:
-                    self.writer.add_scalar(name.replace("_", "/", 1), row[name], row["step"])
+                    self.writer.add_scalar(_tag(name), row[name], row["step"])
             self.writer.flush()
 
     def close(self) -> None:
@@ -115,10 +151,27 @@ def _rows(path: Path) -> list[dict[str, str]]:
         ]  # a kill may have cut the last one short
 
 
+def _tag(column: str) -> str:
+    """train_loss as train/loss, ema_test_accuracy as test/ema_accuracy."""
+    average = "ema_" if column.startswith("ema_") else ""
+    split, _, figure = column.removeprefix(average).partition("_")
+    return f"{split}/{average}{figure}"
+
+
 def _text(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def with_bar(batches: Iterable[T], total: int, what: str, *, shown: bool) -> Iterable[T]:
+    """The batches; while they are gone through, a bar on stderr where it is a terminal. shown=False: without."""
+    if not shown or not sys.stderr.isatty():
+        return batches
+    bar: Iterable[T] = require("tqdm", "train").tqdm(
+        batches, total=total, desc=what, unit="batch", leave=False, dynamic_ncols=True
+    )
+    return bar
 
 
 class Progress:
@@ -168,7 +221,8 @@ class Progress:
         self.close()
         if not self.enabled:
             return
-        test = "" if row["test_accuracy"] is None else f"  test accuracy {row['test_accuracy']:.2%}"
+        names = {"test_accuracy": "test accuracy", "test_top5": "top-5", "ema_test_accuracy": "EMA"}
+        test = "".join(f"  {text} {row[name]:.2%}" for name, text in names.items() if row[name] is not None)
         width = len(str(self.epochs))
         print(
             f"epoch {row['epoch']:>{width}}/{self.epochs}  loss {row['train_loss']:.4f}  "

@@ -62,6 +62,9 @@ class RunFolder:
         self.alpha = path / "alpha.npz"
         self.history = path / "history"
         self.review = path / "review.html"
+        self.weights = path / "model.pt"
+        self.average = path / "model_ema.pt"
+        self.profile = path / "profile"
         self.result = path / "result.json"
 
     def contents(self) -> list[tuple[Path, str]]:
@@ -75,6 +78,9 @@ class RunFolder:
             (self.dynamics, "training dynamics of each sample"),
             (self.scores, "what python -m fastac.issues ranks the labels again by"),
             (self.labels, "the labels that were trained on"),
+            (self.weights, "the network's weights, for torch.load and --initial-checkpoint"),
+            (self.average, "their moving average, likewise"),
+            (self.profile, "a trace of some steps, and where their time went"),
             (self.result, "these figures and more"),
         ]
 
@@ -238,7 +244,11 @@ def results_text(result: dict[str, Any], folder: RunFolder) -> str:
     """The results as a person reads them: accuracies, detection scores, the files."""
     lines = []
     if result["test_accuracy"] is not None:
-        lines.append(f"test accuracy of the cleansed network: {result['test_accuracy']:.2%}")
+        short = f" (× {result['short']:g} of the epochs)" if result["short"] < 1 else ""
+        lines.append(f"test accuracy of the cleansed network: {result['test_accuracy']:.2%}{short}")
+    for name, text in (("test_top5", "top-5"), ("ema_test_accuracy", "with averaged weights")):
+        if result[name] is not None:
+            lines.append(f"  {text}: {result[name]:.2%}")
     if result["issues"] is not None:
         lines.append(
             f"label issues: {result['issues']} of {result['train_images']} labels, by {result['issues_by']}"

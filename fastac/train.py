@@ -11,29 +11,30 @@ import itertools
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from fastac.checkpoint import CheckpointError, Checkpoints
 from fastac.collectives import CollectiveError
 from fastac.config import Config, load_config, parse_command_line, read_config, resumed_config, write_config
-from fastac.data import Batch, BatchLoader
+from fastac.data import Batch
 from fastac.engine import Engine, create_engine
+from fastac.evaluation import Evaluation, EvaluationStopped, TestFigures, evaluate, run_tests
 from fastac.extras import require
 from fastac.history import ScoreHistory
 from fastac.job import Job, load_data
-from fastac.metrics import Figures, Meter, MetricsLog, Progress
+from fastac.metrics import Meter
 from fastac.models import create_model
+from fastac.reporting import Reporter
 from fastac.run import RunFolder, environment, results_text, write_results
+from fastac.stopping import StoppedError, StopSignal
+from fastac.weights import save_weights
 
 __all__ = ["StoppedError", "main", "train"]
 
@@ -86,14 +87,6 @@ def _say(text: str, status: int) -> int:
     return status
 
 
-class StoppedError(Exception):
-    """SIGINT or SIGTERM ended the run, after a checkpoint was saved; signum: which."""
-
-    def __init__(self, signum: int, message: str):
-        super().__init__(message)
-        self.signum = signum
-
-
 # ---------------------------------------------------------------- the run
 
 
@@ -143,7 +136,12 @@ def train_on(
             _say(str(job), 0)
         with StopSignal() as stop:
             test = fit(job, folder, checkpoints, stop)
-    return finish(job, folder, test)
+            try:
+                test = run_tests(job, stop) if test.network is None else test
+                train = evaluate(job, job.given_loader, job.network, "training images", stop)
+            except EvaluationStopped:
+                raise stopped(job, folder, checkpoints, stop) from None
+    return finish(job, folder, test, train)
 
 
 def require_packages(config: Config) -> None:
@@ -181,78 +179,51 @@ def resume_from(job: Job, checkpoints: Checkpoints) -> None:
         _say(message, 0)
 
 
-class StopSignal:
-    """While it is open, the first SIGINT or SIGTERM is kept in `signum`; a second SIGINT stops at once."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-        self.next_question = 0  # the step after which the ranks ask each other
-        self._when = 0.0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _receive(self, signum: int, frame: FrameType | None) -> None:
-        # torchrun passes on a Ctrl-C that the terminal has sent to its workers already: that is one, not two.
-        echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._when < 1
-        if self.signum and signum == signal.SIGINT and not echo:
-            raise KeyboardInterrupt
-        self.signum, self._when = self.signum or signum, time.monotonic()
-
-
 # ---------------------------------------------------------------- the loop
 
 
-def fit(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal) -> Figures | None:
-    """Train to the last step, epoch by epoch. Returns the last epoch's figures on the test set, None where there
+def fit(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSignal) -> TestFigures:
+    """Train to the last step, epoch by epoch. Returns the last epoch's figures on the test set, without any where there
     was nothing left to train or is no such set. Raises StoppedError, a checkpoint saved, after a signal."""
-    c, position, first = job.config, job.position, job.engine.rank == 0
-    log = test = None
-    if first:
-        tensorboard = folder.tensorboard if c.run.tensorboard else None
-        log = MetricsLog(folder.metrics, tensorboard, position.epoch, position.step)
-        ScoreHistory(folder.history).forget_after(position.epoch)
-    progress = Progress(first, c.optimizer.trained_epochs, job.steps_per_epoch, job.last_step)
-    try:
+    c, position, test = job.config, job.position, TestFigures()
+    reporter = Reporter(
+        folder,
+        c.run,
+        rank=job.engine.rank,
+        device=job.engine.device,
+        epoch=position.epoch,
+        step=position.step,
+        epochs=c.optimizer.trained_epochs,
+        steps_per_epoch=job.steps_per_epoch,
+        last_step=job.last_step,
+    )
+    with contextlib.closing(reporter):
         while True:
             if position.step < job.last_step:
-                train_epoch(job, folder, checkpoints, log, progress, stop)
+                train_epoch(job, folder, checkpoints, reporter, stop)
             if position.batch == 0:  # a run that had come to its end before
                 break
-            test = end_epoch(job, folder, log, progress)
+            try:
+                test = end_epoch(job, folder, reporter, stop)
+            except EvaluationStopped:
+                save(job, checkpoints)  # the test is made again, and nothing else
+                raise stopped(job, folder, checkpoints, stop) from None
             if c.run.checkpoint_every == 0 or position.step >= job.last_step:
                 save(job, checkpoints)
             if position.step >= job.last_step:
                 break
-    finally:
-        progress.close()
-        if log is not None:
-            log.close()
-    if job.engine.any(stop.signum != 0):
+    if stop.agreed(job.engine):
         raise stopped(job, folder, checkpoints, stop)
     checkpoints.wait()  # what failed to be saved ends the run here, not after its results
     return test
 
 
 def train_epoch(
-    job: Job,
-    folder: RunFolder,
-    checkpoints: Checkpoints,
-    log: MetricsLog | None,
-    progress: Progress,
-    stop: StopSignal,
+    job: Job, folder: RunFolder, checkpoints: Checkpoints, reporter: Reporter, stop: StopSignal
 ) -> None:
     """The rest of the epoch under way, up to the run's last step."""
     c, position = job.config.run, job.position
-    progress.begin_epoch(position.epoch, position.step, bar=c.progress)
+    reporter.begin_epoch(position.epoch, position.step)
     job.model.train()
     batches = job.train_loader.epoch(position.epoch, start=position.batch)
     clock = time.monotonic()
@@ -261,12 +232,7 @@ def train_epoch(
         now = time.monotonic()
         position.advance(len(group), rows, now - clock)
         clock = now
-        progress.step()
-        if position.step % c.log_interval == 0:
-            figures = Meter.figures(job.meter.totals)  # waits for the device
-            progress.figures(figures, position.images_per_second, position.step)
-            if log is not None:
-                log.step(position.step, figures, job.lr, position.images_per_second)
+        reporter.step(position.step, job.meter.totals, job.lr, position.images_per_second)
         if must_stop(job, stop):
             save(job, checkpoints)
             raise stopped(job, folder, checkpoints, stop)
@@ -297,6 +263,8 @@ def train_step(job: Job, group: list[Batch]) -> int:
             engine.backward(loss * share)
         job.meter.add(loss, logits, batch.target)
     engine.step()
+    if job.average is not None:
+        job.average.update()
     job.scheduler.step()
     return rows
 
@@ -327,26 +295,24 @@ def stopped(job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: StopSig
     )
 
 
-def end_epoch(job: Job, folder: RunFolder, log: MetricsLog | None, progress: Progress) -> Figures | None:
-    """Test, write the epoch's row, and make ready for the next epoch. Returns the figures on the test set."""
+def end_epoch(job: Job, folder: RunFolder, reporter: Reporter, stop: StopSignal) -> TestFigures:
+    """Test, write the epoch's row, and make ready for the next epoch. Returns the figures on the test set. Raises
+    EvaluationStopped, and can be begun again."""
     position = job.position
     keep_scores(job, folder)
     train = Meter.figures(job.engine.sum(job.meter.totals))
-    test = None if job.test_loader is None else evaluate(job, job.test_loader).figures
+    test = run_tests(job, stop)
     row = {
         "epoch": position.epoch + 1,
         "step": position.step,
         "lr": job.lr,
         "train_loss": train.loss,
         "train_accuracy": train.accuracy,
-        "test_loss": None if test is None else test.loss,
-        "test_accuracy": None if test is None else test.accuracy,
+        **test.columns(),
         "images_per_second": position.images_per_second,
         "seconds": position.seconds,
     }
-    progress.end_epoch(row)
-    if log is not None:
-        log.epoch(row)
+    reporter.end_epoch(row)
     if position.batch == len(job.train_loader):
         position.next_epoch()
         job.meter.reset()
@@ -370,63 +336,36 @@ def save(job: Job, checkpoints: Checkpoints) -> None:
 # ---------------------------------------------------------------- what comes after
 
 
-class Evaluation(NamedTuple):
-    """Figures over a split; the predicted labels and the best ones other than the loader's, (N,) int64 each, -1
-    where an image could not be read."""
-
-    figures: Figures
-    predictions: Tensor
-    others: Tensor
-
-
-@torch.no_grad()
-def evaluate(job: Job, loader: BatchLoader) -> Evaluation:
-    """The network without α, as it will be used, on each sample of the loader once on any number of ranks."""
-    engine, network = job.engine, job.network
-    engine.sync_buffers()
-    network.eval()
-    meter = Meter(engine.device)
-    labels = torch.zeros((2, len(loader.samples)), dtype=torch.int64, device=engine.device)
-    for batch in loader.epoch(0):
-        with engine.autocast():
-            logits = network(batch.images)
-        meter.add(F.cross_entropy(logits.float(), batch.target), logits, batch.target)
-        without_target = logits.scatter(1, batch.target[:, None], -torch.inf)
-        found = torch.stack([logits.argmax(1), without_target.argmax(1)])
-        labels[:, batch.index] = found + 1  # 0 is left for what no rank has read
-    predictions, others = engine.sum(labels) - 1
-    return Evaluation(Meter.figures(engine.sum(meter.totals)), predictions, others)
-
-
-def finish(job: Job, folder: RunFolder, test: Figures | None) -> dict[str, Any]:
-    """Predict the training images' labels, rank the given ones, write the results, and print them. test: the
-    network's figures on the test set, None where it was not tested yet."""
+def finish(job: Job, folder: RunFolder, test: TestFigures, train: Evaluation) -> dict[str, Any]:
+    """Rank the given labels, write the weights and the results, and print them. test: the figures on the test set;
+    train: what the network says of the training images."""
     config, data, position = job.config, job.data, job.position
-    if test is None and job.test_loader is not None:
-        test = evaluate(job, job.test_loader).figures
-    train = evaluate(job, job.given_loader)
     alpha, dynamics = job.gather()
+    weights = job.engine.state_dict()["model"]
     if job.engine.rank != 0:
         return {}
+    save_weights(folder.weights, weights)
+    if job.average is not None:
+        save_weights(folder.average, job.average.read().state_dict())
     predictions, others = train.predictions.cpu().numpy(), train.others.cpu().numpy()
     read = predictions >= 0
     summary = {
         "folder": str(folder.path),
         "dataset": config.data.dataset,
         "train_images": len(data.given),
-        "test_images": None if test is None else test.rows,
+        "test_images": None if test.network is None else test.network.rows,
         "classes": data.dataset.train.num_classes,
         "model": config.model.model,
         "parameters": job.parameters,
         "loss": config.loss.loss,
         "seed": config.run.seed,
         "epochs": position.epoch,
+        "short": config.optimizer.short,
         "steps": position.step,
         "ranks": job.engine.world_size,
         "seconds": position.seconds,
         "images_per_second": position.images / position.seconds,
-        "test_accuracy": None if test is None else test.accuracy,
-        "test_loss": None if test is None else test.loss,
+        **test.columns(),
         "train_accuracy": train.figures.accuracy,
         "train_accuracy_on_truth": None
         if data.truth is None

@@ -480,3 +480,22 @@ def test_detections_asymmetric_noise_is_between_alike_classes(bench):
         assert set(zip(data.truth[wrong].tolist(), data.given[wrong].tolist(), strict=True)) <= confused
         affected = sum((data.truth == k).sum() for group in setting.superclasses for k in group)
         assert wrong.sum() == round(0.2 * affected)
+
+
+def test_augment_as_a_user_runs_it(bench, tmp_path, capsys):
+    pytest.importorskip("PIL")
+    options = ["--sizes", "16x8", "100x2", "--policies", "none", "pba-cifar10", "--rounds", "2"]
+    assert bench("augment").main([*options, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "augment-cpu.json").read_text(encoding="utf-8"))
+    rows = [(row["side"], row["images"], row["policy"], row["cutout"]) for row in record["results"]]
+    kinds = [("none", 0), ("pba-cifar10", 0)]
+    assert rows == [(s, n, *kind) for s, n in ((16, 8), (100, 2)) for kind in [*kinds, ("none", s // 2)]]
+    out = capsys.readouterr().out
+    for row in record["results"]:
+        assert row["images_per_second"] == pytest.approx(row["images"] / row["seconds"]["median"])
+        assert f"{row['images_per_second']:,.0f}" in out
+    bench("augment_picture").main([str(tmp_path / "a.png"), "--columns", "2", "--side", "24"])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        bench("augment").parse(["--sizes", "32"])
+    assert "--sizes should be side and batch, such as 32x128" in capsys.readouterr().err

@@ -117,6 +117,8 @@ def test_every_recipe_loads():
         "demo",
         "digits",
         "fashion-mnist",
+        "imagenet-resnet50",
+        "imagenet-resnet50-fast",
     }
     assert set(recipe_names()) == expected
     for name in recipe_names():
@@ -133,6 +135,34 @@ def test_the_papers_table_7():
     assert (opt.lr, opt.weight_decay, opt.epochs, wide.data.batch_size) == (0.1, 2e-4, 200, 128)
     assert (opt.schedule, opt.nesterov, opt.clip_grad, opt.warmup_epochs) == ("cosine", True, 5.0, 5.0)
     assert wide.loss.alpha_weight_decay == resnet.loss.alpha_weight_decay == 5e-5
+
+
+def test_the_papers_imagenet():
+    config = load_config("imagenet-resnet50")
+    opt = config.optimizer
+    assert (opt.lr, opt.weight_decay, opt.epochs, config.data.batch_size) == (0.1, 1e-4, 270, 256)
+    assert (opt.schedule, opt.milestones, opt.gamma) == ("multistep", (90, 180, 240), 0.1)
+    assert (config.loss.loss, config.loss.alpha_weight_decay) == ("ac2", 5e-5)
+    assert config.data.aa == "autoaugment-imagenet"
+    fast = load_config("imagenet-resnet50-fast")
+    assert (fast.optimizer.epochs, fast.optimizer.schedule, fast.loss.label_smoothing) == (90, "cosine", 0.1)
+    assert fast.model.model_ema
+
+
+@pytest.mark.parametrize(
+    ("variant", "changed"),
+    [
+        ("ac1-bf16", {"alpha_dtype": "bf16"}),
+        ("ac1-folded", {"alpha_history": "folded"}),
+        ("ac1-aligned", {"alpha_placement": "aligned"}),
+        ("ac1-host", {"alpha_storage": "host"}),
+    ],
+)
+def test_ways_to_keep_imagenets_alpha(variant, changed):
+    plain = load_config("imagenet-resnet50+ac1").values()
+    kept = load_config(f"imagenet-resnet50+{variant}").values()
+    differing = {name: value for name, value in kept.items() if value != plain[name]}
+    assert differing == changed | {"recipe": f"imagenet-resnet50+{variant}"}
 
 
 @pytest.mark.parametrize(

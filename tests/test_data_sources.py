@@ -443,8 +443,12 @@ def test_svhn(tmp_path):
     assert data.train.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3]
     assert labels[9, 0] == 10
     assert len(data.test) == 4
+    with pytest.raises(FileNotFoundError, match=r"extra_32x32.mat is missing: --data-dir"):
+        load_dataset("svhn-extra", tmp_path)
     extra, _ = write_svhn(tmp_path, "extra", 6)
-    data = load_dataset("svhn", tmp_path)
+    assert len(load_dataset("svhn", tmp_path).train) == 13
+    data = load_dataset("svhn-extra", tmp_path)
+    assert data.name == "svhn-extra"
     assert len(data.train) == 19
     np.testing.assert_array_equal(data.train.images[13], extra[..., 0])
     np.testing.assert_array_equal(data.train.images[12], images[..., 12])

@@ -1,11 +1,17 @@
 """Whole steps of training on a CUDA device, on every backend that is made for it: the values of the CPU, no wait for
-the device, one graph under torch.compile, and CUDA graphs whose replay follows the learning rate."""
+the device, one graph under torch.compile, CUDA graphs whose replay follows the learning rate; the trainer's steps."""
 
 import pytest
 import torch
+from training_runs import config, without_pictures
 
 import fastac
 from fastac import backends
+from fastac.engine import create_engine
+from fastac.job import Job, load_data
+from fastac.metrics import Reading
+from fastac.train import grouped, train_step
+from fastac.train import train as run_training
 
 pytestmark = pytest.mark.gpu
 N, K, B = 500, 100, 64
@@ -219,3 +225,75 @@ def test_values_outside_their_range_are_reported_without_a_table(backend):
 
     with pytest.raises(IndexError, match="target held values outside their range in an earlier batch"):
         train()
+
+
+# ---------------------------------------------------------------- the trainer
+
+
+def trainer_job(tmp_path, **options):
+    values = {
+        "device": "cuda",
+        "model": "resnet20",
+        "drop_last": True,
+        "epochs": 2,
+        "warmup_epochs": 0.0,
+        **options,
+    }
+    configuration = config(tmp_path, **values)
+    return Job(configuration, create_engine(configuration), load_data(configuration))
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("options", [{}, {"amp_dtype": "bf16", "channels_last": True, "model_ema": True}])
+def test_the_trainers_step_does_not_wait_for_the_device(tmp_path, options):
+    job = trainer_job(tmp_path, **options)
+    job.model.train()
+    batches = grouped(job.train_loader.epoch(0), 1)
+    for _ in range(3):
+        train_step(job, next(batches))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(job, next(batches))
+        reading = Reading(job.meter.totals)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert reading.figures().rows == 4 * 32
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("amp_dtype", ["none", "bf16"])
+def test_a_captured_network_trains_as_the_network_does(tmp_path, amp_dtype):
+    ends = []
+    for graphs in (False, True):
+        job = trainer_job(tmp_path, cuda_graphs=graphs, amp_dtype=amp_dtype)
+        job.model.train()
+        for epoch in range(2):
+            for group in grouped(job.train_loader.epoch(epoch), 1):
+                train_step(job, group)
+        with torch.no_grad():
+            logits = job.network.eval()(next(job.test_loader.epoch(0)).images)
+        counts = {int(b) for name, b in job.network.named_buffers() if name.endswith("num_batches_tracked")}
+        ends.append((logits, job.table.dense(), counts))
+    tolerance = {"rtol": 1e-3, "atol": 1e-3} if amp_dtype == "none" else {"rtol": 0.1, "atol": 0.1}
+    torch.testing.assert_close(ends[1][0], ends[0][0], **tolerance)
+    torch.testing.assert_close(ends[1][1], ends[0][1], **tolerance)
+    assert ends[1][2] == ends[0][2] == {12}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_a_run_with_graphs_resumes(tmp_path, monkeypatch):
+    without_pictures(monkeypatch)
+    options = {
+        "device": "cuda",
+        "drop_last": True,
+        "model": "resnet20",
+        "cuda_graphs": True,
+        "model_ema": True,
+    }
+    whole = run_training(config(tmp_path, name="whole", **options))
+    run_training(config(tmp_path, name="parts", max_steps=8, **options))
+    parts = run_training(config(tmp_path, name="parts", **options), resume=True)
+    assert parts["steps"] == whole["steps"]
+    assert parts["test_loss"] == pytest.approx(whole["test_loss"], rel=0.05)
+    assert parts["ema_test_accuracy"] == pytest.approx(whole["ema_test_accuracy"], abs=0.05)

@@ -2,11 +2,12 @@
 
 import csv
 import math
+import sys
 
 import pytest
 import torch
 
-from fastac.metrics import COLUMNS, Meter, MetricsLog, Progress
+from fastac.metrics import COLUMNS, Meter, MetricsLog, Progress, Reading, with_bar
 
 
 def row(epoch, **changes):
@@ -18,6 +19,8 @@ def row(epoch, **changes):
         "train_accuracy": 0.5,
         "test_loss": 0.25,
         "test_accuracy": 0.75,
+        "test_top5": None,
+        "ema_test_accuracy": None,
         "images_per_second": 1000.0,
         "seconds": 1.5 * epoch,
     }
@@ -35,9 +38,28 @@ def test_the_meter_weighs_batches_by_their_rows():
     meter.add(torch.tensor(0.5), logits, torch.tensor([0, 1, 1]))
     meter.add(torch.tensor(2.0), logits[:1], torch.tensor([1]))
     meter.add(torch.tensor(math.nan), logits[:0], torch.tensor([], dtype=torch.int64))
-    assert Meter.figures(meter.totals) == ((0.5 * 3 + 2.0) / 4, 2 / 4, 4)
+    assert Meter.figures(meter.totals) == ((0.5 * 3 + 2.0) / 4, 2 / 4, 4, None)
     meter.reset()
     assert math.isnan(Meter.figures(meter.totals).loss)
+
+
+def test_the_five_best_answers():
+    meter = Meter(torch.device("cpu"), top5=True)
+    logits = torch.arange(12.0).repeat(4, 1)  # class 11 is best, then 10, …
+    meter.add(torch.tensor(1.0), logits, torch.tensor([11, 7, 6, 0]))
+    assert Meter.figures(meter.totals) == (1.0, 0.25, 4, 0.5)
+    few = Meter(torch.device("cpu"), top5=True)
+    few.add(torch.tensor(1.0), torch.zeros(2, 3), torch.tensor([0, 2]))  # fewer classes than five
+    assert Meter.figures(few.totals).top5 == 1.0
+
+
+def test_a_reading_is_as_of_its_time():
+    meter = Meter(torch.device("cpu"))
+    meter.add(torch.tensor(0.5), torch.eye(2), torch.tensor([0, 0]))
+    reading = Reading(meter.totals)
+    meter.reset()
+    assert reading.ready()
+    assert reading.figures() == (0.5, 0.5, 2, None)
 
 
 def test_csv_has_its_columns_and_leaves_empty_what_there_is_not(tmp_path):
@@ -104,3 +126,11 @@ def test_a_line_an_epoch_where_stderr_is_no_terminal(capsys):
     silent.begin_epoch(0, 0, bar=True)
     silent.end_epoch(row(1))
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_over_batches_is_for_terminals(capsys, monkeypatch):
+    assert with_bar([1, 2], 2, "test", shown=True) == [1, 2]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert with_bar([1, 2], 2, "test", shown=False) == [1, 2]
+    assert list(with_bar(iter([1, 2]), 2, "training images", shown=True)) == [1, 2]
+    assert "training images" in capsys.readouterr().err

@@ -55,6 +55,21 @@ def test_cosine_agrees_with_torchs_without_warm_up():
             scheduler.step()
 
 
+def test_short_scales_the_whole_schedule():
+    """The rate at a share of the training is that of the long one."""
+    for values in (
+        {"warmup_epochs": 4.0},
+        {"schedule": "multistep", "milestones": (15, 30), "warmup_epochs": 5.0},
+    ):
+        long = OptimizerConfig(epochs=40, **values)
+        short = OptimizerConfig(epochs=40, short=0.25, **values)
+        assert (short.trained_epochs, long.trained_epochs) == (10, 40)
+        one, other = lr_factor(long, 8), lr_factor(short, 8)
+        for step in range(10, 80):
+            assert other(step) == pytest.approx(one(4 * step), rel=0.02)
+    assert OptimizerConfig(epochs=3, short=0.01).trained_epochs == 1
+
+
 def test_multistep_changes_at_the_milestones_first_step():
     config = OptimizerConfig(epochs=300, schedule="multistep", milestones=(150, 225), gamma=0.1)
     factor = lr_factor(config, steps_per_epoch=196)

@@ -43,8 +43,9 @@ LAYERS = [
     ["checkpoint_state", "checkpoint_files"],
     ["checkpoint_manifest"],
     ["checkpoint_writer"],
-    ["engine", "optim", "metrics", "checkpoint"],
-    ["job", "run"],
+    ["engine", "optim", "ema", "graphs", "weights", "metrics", "tracing", "checkpoint"],
+    ["job", "run", "stopping"],
+    ["evaluation", "reporting"],
     ["train"],
     ["demo", "plan", "review", "apply"],
 ]

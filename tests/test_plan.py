@@ -111,6 +111,10 @@ def test_what_is_given_up_and_why():
     assert plan.advised.mode == Mode("aligned", "host", "exact", "float32")
     assert "On the device it lacks" in plan.reasons["storage"]
     assert plan.advised.host == 2 * shard + 160_146 * 4 + plan.advised.cost.host_memory["clock"]
+    # One rank's rows on its device are a replicated table.
+    alone = advise(replace(job, ranks=1, batch=256), replace(H100, device_memory=8 * 10**9))
+    assert alone.advised.mode == Mode("aligned", "host", "exact", "float32")
+    assert "On the device it lacks" in alone.reasons["storage"]
 
 
 def test_what_is_asked_for_is_kept():

@@ -25,6 +25,7 @@ from training_runs import (
     without_pictures,
 )
 
+import fastac.evaluation
 import fastac.train
 from fastac import checkpoint_writer
 from fastac.checkpoint import CheckpointError, Checkpoints, list_checkpoints
@@ -155,6 +156,33 @@ def test_a_signal_saves_first(tmp_path, monkeypatch, whole, signum, step):
     assert signal.getsignal(signum) is before
     assert newest(tmp_path / "run").shared["position"]["step"] == step + 1
     run(started.with_values(checkpoint_every=2), resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(
+    ("loader", "times", "step"),
+    [("test_loader", 2, 12), ("test_loader", 3, 18), ("given_loader", 1, 18)],
+)
+def test_a_signal_during_a_test_saves_first_and_the_test_is_made_again(
+    tmp_path, monkeypatch, whole, loader, times, step
+):
+    seen = []
+
+    def noticed(batches, total, what, *, shown):
+        seen.append(what)
+        name = {"test_loader": "test", "given_loader": "training images"}[loader]
+        if what == name and seen.count(name) == times:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches
+
+    started = config(tmp_path, name="run", checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(fastac.evaluation, "with_bar", noticed)
+        with pytest.raises(StoppedError, match=f"SIGTERM at step {step} of 18, saved"):
+            run(started)
+    assert newest(tmp_path / "run").shared["position"]["step"] == step
+    assert not (tmp_path / "run" / "result.json").exists()
+    run(started, resume=True)
     assert_same_run(tmp_path / "run", whole)
 
 

@@ -10,15 +10,29 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from training_runs import config, differences, final_state, linear, metrics, with_dropout, without_pictures
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_runs import (
+    assert_same_run,
+    config,
+    differences,
+    final_state,
+    linear,
+    metrics,
+    with_dropout,
+    without_pictures,
+)
 
 import fastac.run
 from fastac.config import Config, load_config
 from fastac.data import Dataset, inject_noise, load_dataset
 from fastac.engine import create_engine
+from fastac.evaluation import evaluate
 from fastac.issues.run_scores import rank_run
 from fastac.job import Job, load_data
-from fastac.train import evaluate, grouped, main, train, train_step
+from fastac.metrics import Reading
+from fastac.models import create_model
+from fastac.stopping import StopSignal
+from fastac.train import grouped, main, train, train_step
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +76,7 @@ def test_a_run_leaves_its_folder_with_pictures_and_all(tmp_path, capsys):
         "issues.csv",
         "labels.csv",
         "metrics.csv",
+        "model.pt",
         "result.json",
         "scores.npz",
         "tensorboard",
@@ -212,6 +227,71 @@ def test_clipping_is_of_the_network_only(tmp_path):
     )  # 1.9: Nesterov's first step
 
 
+def test_channels_last_is_the_same_training_and_resumes_to_the_same_bits(tmp_path):
+    usual = train(config(tmp_path, name="usual"), create=with_dropout)
+    options = {"channels_last": True}
+    whole = train(config(tmp_path, name="whole", **options), create=with_dropout)
+    job = job_of(config(tmp_path, model="cnn", **options), create_model)
+    assert any(not p.is_contiguous() for p in job.network.parameters())
+    assert job.in_format(torch.zeros(2, 3, 4, 4)).stride() == (48, 1, 12, 3)
+    assert whole["test_loss"] == pytest.approx(usual["test_loss"], rel=1e-3)
+    train(config(tmp_path, name="parts", max_steps=8, **options), create=with_dropout)
+    train(config(tmp_path, name="parts", **options), resume=True, create=with_dropout)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_short_run_says_so(tmp_path, capsys):
+    result = train(config(tmp_path, name="short", epochs=20, short=0.1), create=with_dropout)
+    assert (result["epochs"], result["short"]) == (2, 0.1)
+    assert "(× 0.1 of the epochs)" in capsys.readouterr().out
+    assert "short = 0.1" in (tmp_path / "short" / "config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks", "message"),
+    [
+        ({"cuda_graphs": True, "device": "auto", "drop_last": True}, 1, "cuda_graphs was true on 1 × cpu"),
+        ({"sync_bn": True}, 2, "sync_bn was true on cpu; it should be false there: SyncBatchNorm needs CUDA"),
+    ],
+)
+def test_what_needs_a_gpu(tmp_path, monkeypatch, values, ranks, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    configuration = config(tmp_path, **values)
+    engine = create_engine(configuration)
+    engine.world_size = ranks
+    with pytest.raises(ValueError, match=message):
+        Job(configuration, engine, load_data(configuration), with_dropout)
+
+
+class NoReading(TorchDispatchMode):
+    """Fails where a value is read by the host, which on a GPU would wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+            torch.ops.aten.equal.default,
+        ), f"{func} reads a value"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"clip_grad": 1.0, "model_ema": True, "channels_last": True, "amp_dtype": "bf16"}],
+)
+def test_the_trainers_own_step_reads_no_value(tmp_path, options):
+    """Without α, whose CPU backends check ids by reading them; tests/test_gpu.py has the whole step on a GPU."""
+    job = job_of(config(tmp_path, loss="ce", dynamics=False, **options), with_dropout)
+    batches = list(grouped(job.train_loader.epoch(0), 1))
+    job.model.train()
+    train_step(job, batches[0])
+    with NoReading():
+        train_step(job, batches[1])
+        Reading(job.meter.totals)
+    with pytest.raises(AssertionError, match="reads a value"), NoReading():
+        float(job.meter.totals[0])
+
+
 @pytest.mark.parametrize("amp_dtype", ["bf16", "fp16"])
 def test_mixed_precision_trains(tmp_path, amp_dtype):
     plain = train(config(tmp_path, name="fp32", epochs=4), create=with_dropout)
@@ -278,7 +358,7 @@ def test_alpha_follows_the_networks_rate(tmp_path):
 
 def test_the_test_counts_each_image_once(tmp_path):
     job = job_of(config(tmp_path, batch_size=64))
-    found = evaluate(job, job.test_loader)
+    found = evaluate(job, job.test_loader, job.network, "test", StopSignal())
     test = job.data.dataset.test
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (job.train_loader.mean, job.train_loader.std))
     images = (torch.from_numpy(test.images).permute(0, 3, 1, 2) / 255 - mean) / std
@@ -566,11 +646,12 @@ def test_the_pictures_name_data_network_and_loss(tmp_path, monkeypatch):
 def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
     tested = []
 
-    def counting(job, loader):
+    def counting(job, loader, *rest):
         tested.append("test" if loader is job.test_loader else "train")
-        return evaluate(job, loader)
+        return evaluate(job, loader, *rest)
 
     monkeypatch.setattr("fastac.train.evaluate", counting)
+    monkeypatch.setattr("fastac.evaluation.evaluate", counting)
     result = train(config(tmp_path, name="run", epochs=2))
     assert tested == ["test", "test", "train"]
     assert result["test_accuracy"] == pytest.approx(
@@ -580,7 +661,7 @@ def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
 
 def test_best_labels_other_than_the_given_ones(tmp_path):
     job = job_of(config(tmp_path, batch_size=64))
-    found = evaluate(job, job.given_loader)
+    found = evaluate(job, job.given_loader, job.network, "train", StopSignal())
     assert (found.others != torch.from_numpy(job.data.given)).all()
     differs = found.predictions != torch.from_numpy(job.data.given)
     assert differs.any()

@@ -9,7 +9,7 @@ from fastac.data.loader import Batch, Loader
 from fastac.data.loaders import LOADERS, BatchLoader, SyntheticLoader, create_loader
 from fastac.data.noise import NOISE_KINDS, inject_noise
 from fastac.data.sampler import EpochSampler
-from fastac.data.samples import Dataset, EncodedImages, FolderImages, Samples
+from fastac.data.samples import Dataset, EncodedImages, Samples
 
 __all__ = [
     "AUGMENTATIONS",
@@ -22,7 +22,6 @@ __all__ = [
     "Dataset",
     "EncodedImages",
     "EpochSampler",
-    "FolderImages",
     "Loader",
     "Samples",
     "SyntheticLoader",

@@ -1,4 +1,4 @@
-"""Normalisation and augmentation of whole batches, on the device that they are on."""
+"""Normalisation, crops and mirroring of whole batches, on the device that they are on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastac.data.draws import AUGMENT, integers_below
-from fastac.data.samples import FolderImages, Samples
+from fastac.data.samples import EncodedImages, Samples
 from fastac.rng import hash_bits
 
 __all__ = ["AUGMENTATIONS", "augment_batch", "channel_stats", "check_augmentation", "normalise"]
@@ -20,14 +20,14 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CHUNK = 4096
 
 
-def check_augmentation(name: str, images: np.ndarray | FolderImages) -> None:
+def check_augmentation(name: str, images: np.ndarray | EncodedImages) -> None:
     """Raise ValueError unless `name` is known and can be applied to these images."""
     if name not in AUGMENTATIONS:
         nearest = difflib.get_close_matches(name, AUGMENTATIONS, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"unknown augment {name!r}; did you mean {nearest!r}? Known: {', '.join(AUGMENTATIONS)}"
         )
-    if name == "imagenet" and not isinstance(images, FolderImages):
+    if name == "imagenet" and not isinstance(images, EncodedImages):
         raise ValueError(
             "augment is 'imagenet', which is for image folders; use crop-flip or crop for arrays"
         )
@@ -40,7 +40,7 @@ def channel_stats(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...
     Folders: ImageNet's constants.
     """
     images = samples.images
-    if isinstance(images, FolderImages):
+    if isinstance(images, EncodedImages):
         return _IMAGENET_MEAN, _IMAGENET_STD
     counts = np.zeros((samples.channels, 256), dtype=np.int64)
     for start in range(0, len(images), _CHUNK):
@@ -59,27 +59,32 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return scaled.mul_((1 / (255 * std)).view(-1, 1, 1)).sub_((mean / std).view(-1, 1, 1))
 
 
-def augment_batch(images: Tensor, index: Tensor, *, name: str, seed: int, epoch: int) -> Tensor:
-    """Augment (B, C, H, W) normalised images. What a sample undergoes depends on (seed, epoch, its id) alone.
+def augment_batch(
+    images: Tensor, index: Tensor, *, name: str, seed: int, epoch: int, border: Tensor | None = None
+) -> Tensor:
+    """Augment (B, C, H, W) images of any type. What a sample undergoes depends on (seed, epoch, its id) alone.
 
     name:
         none, imagenet: as they are (imagenet's crop is made when the file is decoded).
-        crop: zero-pad by an eighth of each side (1 pixel at 8x8, 4 at 32x32) and crop back at a random place.
-            Zero is the mean colour of normalised images.
+        crop: pad by an eighth of each side (1 pixel at 8x8, 4 at 32x32) and crop back at a random place.
         crop-flip: the same, and half of them mirrored left to right: the CIFAR baseline of He et al. 2016.
-    index: (B,) int64 ids, on the images' device.
+    index: (B,) int64 ids, on the images' device. border: (C,) of the images' type, the colour to pad with; without
+    it zero, the mean colour of normalised images.
     """
     if name in ("none", "imagenet"):
         return images
-    batch, channels, height, width = images.shape
+    batch, _, height, width = images.shape
     pad_y, pad_x = max(1, height // 8), max(1, width // 8)
     draw = torch.arange(3, device=images.device).view(3, 1)
     top, left, mirror = hash_bits(seed, AUGMENT, epoch, draw, index)
-    rows = integers_below(2 * pad_y + 1, top).view(batch, 1) + torch.arange(height, device=images.device)
-    columns = torch.arange(width, device=images.device).expand(batch, width)
-    if name == "crop-flip":
-        columns = torch.where((integers_below(2, mirror) == 1).view(batch, 1), columns.flip(1), columns)
-    columns = columns + integers_below(2 * pad_x + 1, left).view(batch, 1)
-    padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
-    lines = padded.gather(2, rows.view(batch, 1, height, 1).expand(-1, channels, -1, padded.shape[3]))
-    return lines.gather(3, columns.view(batch, 1, 1, width).expand(-1, channels, height, -1))
+    if border is None:
+        padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
+    else:
+        padded = border.view(-1, 1, 1).repeat(batch, 1, height + 2 * pad_y, width + 2 * pad_x)
+        padded[:, :, pad_y:-pad_y, pad_x:-pad_x] = images
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, places, places, H, W)
+    row = torch.arange(batch, device=images.device)
+    crops = windows[row, :, integers_below(2 * pad_y + 1, top), integers_below(2 * pad_x + 1, left)]
+    if name == "crop":
+        return crops
+    return torch.where((integers_below(2, mirror) == 1).view(batch, 1, 1, 1), crops.flip(3), crops)

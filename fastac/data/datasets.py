@@ -13,7 +13,7 @@ from fastac.data.folder import load_folder
 from fastac.data.idx import load_fashion_mnist
 from fastac.data.npz import load_npz
 from fastac.data.samples import Dataset
-from fastac.data.svhn import load_svhn
+from fastac.data.svhn import load_svhn, load_svhn_extra
 from fastac.data.tfrecord import load_tfrecord
 from fastac.data.webdataset import load_webdataset
 
@@ -25,12 +25,19 @@ DATASETS = (
     "cifar10",
     "cifar100",
     "svhn",
+    "svhn-extra",
     "folder",
     "webdataset",
     "tfrecord",
     "npz",
 )
-_FROM_DIR = {"cifar10": load_cifar10, "cifar100": load_cifar100, "svhn": load_svhn, "npz": load_npz}
+_FROM_DIR = {
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "svhn": load_svhn,
+    "svhn-extra": load_svhn_extra,
+    "npz": load_npz,
+}
 _ENCODED = {"folder": load_folder, "webdataset": load_webdataset, "tfrecord": load_tfrecord}
 
 

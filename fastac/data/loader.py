@@ -1,4 +1,4 @@
-"""Batches with ids: gathered or decoded on the host, normalised and augmented on the device."""
+"""Batches with ids: drawn on the device or gathered or decoded on the host, augmented on the device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,17 @@ from torch.utils.data import DataLoader, Dataset
 from fastac.data.augment import augment_batch, channel_stats, check_augmentation, normalise
 from fastac.data.decode import CROP_DRAWS, UnreadableImageError, centre_crop, random_resized_crop
 from fastac.data.draws import AUGMENT, sample_draws
+from fastac.data.erasing import check_erasing, erase
+from fastac.data.policies import Policy, apply_policy, find_policy
+from fastac.data.resident import hold_images
 from fastac.data.sampler import EpochSampler
 from fastac.data.samples import EncodedImages, Samples, check_labels
 
 __all__ = ["Batch", "Loader", "loader_statistics"]
+
+# Pixel values of small images that a GPU augments at a time, of several batches together: some 300 kernels are launched
+# for a policy, which takes the host longer than a step of a small network. In float32 they are 16 MB.
+_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -44,15 +52,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """A batch as the host makes it: (B, H, W, C) uint8 of the samples `ids`, (B,) int64."""
+    """A batch as the host makes it: (B, H, W, C) uint8 of the samples `ids`, (B,) int64; no pixels where the device
+    holds the images."""
 
-    pixels: Tensor
+    pixels: Tensor | None
     ids: Tensor
     global_size: int
     bad: tuple[tuple[int, str], ...] = ()  # id and reason
 
     def pin_memory(self) -> _Pixels:  # the name that torch's DataLoader calls
-        return _Pixels(self.pixels.pin_memory(), self.ids.pin_memory(), self.global_size, self.bad)
+        pixels = None if self.pixels is None else self.pixels.pin_memory()
+        return _Pixels(pixels, self.ids.pin_memory(), self.global_size, self.bad)
 
 
 class Loader:
@@ -62,8 +72,10 @@ class Loader:
     augment: `none`, `crop`, `crop-flip` (see `augment_batch`), or for folders `imagenet` (random resized
     crop and mirror; without it, and for tests, the centre crop). seed: of the augmentation. device: where
     batches end up. workers: processes that decode a folder's images, 0 to decode in this one; arrays are
-    gathered in this process whatever it says. mean, std: a number a channel, of pixels in [0, 1]; both or
-    none, and then `channel_stats` of these samples, so give the test loader the training loader's.
+    drawn in this process whatever it says, from the device's memory where that is a GPU with room for them
+    (`hold_images`). mean, std: a number a channel, of pixels in [0, 1]; both or none, and then `channel_stats`
+    of these samples, so give the test loader the training loader's. aa: the policy that comes after the crop, by
+    name or of `find_policy` (which knows the data set's name and the run's epochs). cutout, reprob: see `erase`.
 
     Nothing depends on the number of workers or on what was drawn before: `epoch(e, start=s)` yields what
     `epoch(e)` yields from its batch s on. torch's global random state is neither read nor changed.
@@ -81,19 +93,31 @@ class Loader:
         workers: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        aa: str | Policy = "none",
+        cutout: int = 0,
+        reprob: float = 0.0,
     ) -> None:
         check_labels(labels, "labels", len(samples), samples.num_classes)
         check_augmentation(augment, samples.images)
+        check_erasing(cutout, reprob)
         if sampler.num_samples != len(samples):
             raise ValueError(f"sampler is for {sampler.num_samples} samples; it should be for {len(samples)}")
         if workers < 0:
             raise ValueError(f"workers is {workers}; it should be at least 0")
         self.samples, self.sampler = samples, sampler
         self.augment, self.seed, self.workers = augment, seed, workers
+        self.policy = find_policy(aa) if isinstance(aa, str) else aa
+        self.cutout, self.reprob = cutout, reprob
         self.device = torch.device(device)
         self.mean, self.std = loader_statistics(samples, mean, std)
         self._labels = torch.from_numpy(labels.copy())
         self._mean, self._std = (torch.tensor(v, device=self.device) for v in (self.mean, self.std))
+        colour = [round(255 * value) for value in self.mean]
+        self._mean_colour = torch.tensor(colour, dtype=torch.uint8, device=self.device)
+        self._held, self._together = None, 1
+        if self.device.type == "cuda":
+            self._held = hold_images(samples, self.device)
+            self._together = max(1, _AT_ONCE // (sampler.batch_size * _values(samples)))
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -107,10 +131,21 @@ class Loader:
         """
         plan = self.sampler.batches(epoch, start)
         if isinstance(self.samples.images, EncodedImages):
-            host = self._decoded(self.samples.images, plan, epoch)
-        else:
-            host = _gathered(self.samples.images, plan)
-        return (self._finish(raw, epoch) for raw in host)
+            return (self._finish(raw, epoch) for raw in self._decoded(self.samples.images, plan, epoch))
+        return self._drawn(self.samples.images, plan, epoch)
+
+    def _drawn(
+        self, array: np.ndarray, plan: Iterator[tuple[np.ndarray, int]], epoch: int
+    ) -> Iterator[Batch]:
+        """Batches of an array, `_together` of them finished at a time."""
+        while group := list(islice(plan, self._together)):
+            ids = np.concatenate([own for own, _ in group])
+            pixels = torch.from_numpy(array[ids]) if self._held is None else None
+            whole, end = self._finish(_Pixels(pixels, torch.from_numpy(ids), 0), epoch), 0
+            for own, global_size in group:
+                part, end = slice(end, end + len(own)), end + len(own)
+                images, target = whole.images[part], whole.target[part]
+                yield Batch(images, target, whole.index[part], whole.host_index[part], global_size)
 
     def _decoded(
         self, images: EncodedImages, plan: Iterator[tuple[np.ndarray, int]], epoch: int
@@ -135,12 +170,36 @@ class Loader:
         target = self._labels[raw.ids]
         if self.device.type == "cuda":
             target = target.pin_memory()
-            raw = raw if raw.pixels.is_pinned() else raw.pin_memory()
-        pixels, index, target = (t.to(self.device, non_blocking=True) for t in (raw.pixels, raw.ids, target))
-        images = normalise(pixels, self._mean, self._std)
-        images = augment_batch(images, index, name=self.augment, seed=self.seed, epoch=epoch)
+            raw = raw if raw.ids.is_pinned() else raw.pin_memory()
+        index, target = (t.to(self.device, non_blocking=True) for t in (raw.ids, target))
+        if raw.pixels is not None:
+            pixels = raw.pixels.to(self.device, non_blocking=True)
+        else:
+            assert self._held is not None
+            pixels = self._held.index_select(0, index)
+        images = self._augmented(pixels, index, raw.ids, epoch)
         bad = tuple(sample for sample, _ in raw.bad)
         return Batch(images, target, index, raw.ids, raw.global_size, bad)
+
+    def _augmented(self, pixels: Tensor, index: Tensor, host_index: Tensor, epoch: int) -> Tensor:
+        """(B, C, H, W) float32, normalised: the crop, the policy, Cutout and random erasing, in this order."""
+        draws: dict[str, Any] = {"seed": self.seed, "epoch": epoch}
+        if self.policy is None:
+            images = normalise(pixels, self._mean, self._std)
+            images = augment_batch(images, index, name=self.augment, **draws)
+        else:  # policies are defined on pixel values, and so the crop comes before the normalisation
+            colour = self._mean_colour
+            pixels = pixels.permute(0, 3, 1, 2).contiguous()
+            pixels = augment_batch(pixels, index, name=self.augment, border=colour, **draws)
+            pixels = apply_policy(pixels, index, self.policy, mean=colour, host_index=host_index, **draws)
+            images = normalise(pixels.permute(0, 2, 3, 1), self._mean, self._std)
+        return erase(images, host_index, cutout=self.cutout, reprob=self.reprob, **draws)
+
+
+def _values(samples: Samples) -> int:
+    """Numbers that an image has."""
+    images = samples.images
+    return 3 * images.image_size**2 if isinstance(images, EncodedImages) else images[:1].size
 
 
 def loader_statistics(
@@ -158,11 +217,6 @@ def loader_statistics(
     if min(std) <= 0:
         raise ValueError(f"std is {tuple(std)}; it should be positive")
     return tuple(mean), tuple(std)
-
-
-def _gathered(images: np.ndarray, plan: Iterator[tuple[np.ndarray, int]]) -> Iterator[_Pixels]:
-    for ids, global_size in plan:
-        yield _Pixels(torch.from_numpy(images[ids]), torch.from_numpy(ids), global_size)
 
 
 class _FolderBatches(Dataset[_Pixels]):

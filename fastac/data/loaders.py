@@ -12,6 +12,7 @@ import torch
 from fastac.data.augment import check_augmentation
 from fastac.data.dali import DaliLoader
 from fastac.data.loader import Batch, Loader, loader_statistics
+from fastac.data.policies import Policy
 from fastac.data.sampler import EpochSampler
 from fastac.data.samples import EncodedImages, Samples, check_labels
 
@@ -49,7 +50,7 @@ def create_loader(
     workers: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    aa: str = "none",
+    aa: str | Policy = "none",
     cutout: int = 0,
     reprob: float = 0.0,
     dali_device: str = "auto",
@@ -70,8 +71,6 @@ def create_loader(
         return DaliLoader(
             samples, labels, sampler, **common, workers=workers, dali_device=dali_device, **policies
         )
-    if aa == "none" and not cutout and not reprob:
-        policies = {}
     return Loader(samples, labels, sampler, **common, workers=workers, **policies)
 
 

@@ -13,7 +13,7 @@ from fastac.data.decode import decode_rgb, open_rgb
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Dataset", "EncodedImages", "FolderImages", "Samples", "check_labels"]
+__all__ = ["Dataset", "EncodedImages", "Samples", "check_labels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +81,6 @@ class EncodedImages:
             spans=None if self.spans is None else self.spans[ids],
             keys=None if self.keys is None else tuple(self.keys[i] for i in ids.tolist()),
         )
-
-
-FolderImages = EncodedImages  # the name that fastac.data.augment imports
 
 
 @dataclass(frozen=True, eq=False)

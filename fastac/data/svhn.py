@@ -9,7 +9,7 @@ import numpy as np
 from fastac.data.samples import Dataset, Samples
 from fastac.extras import require
 
-__all__ = ["load_svhn"]
+__all__ = ["load_svhn", "load_svhn_extra"]
 
 _CLASSES = tuple(str(digit) for digit in range(10))
 
@@ -17,21 +17,31 @@ _CLASSES = tuple(str(digit) for digit in range(10))
 def load_svhn(data_dir: Path) -> Dataset:
     """73,257 training and 26,032 test images, (N, 32, 32, 3) uint8.
 
-    data_dir: the folder of train_32x32.mat and test_32x32.mat. Where extra_32x32.mat lies beside them its
-    531,131 images are training samples too, with the ids that follow those of train_32x32.mat.
+    data_dir: the folder of train_32x32.mat and test_32x32.mat.
     """
-    parts = [_read(data_dir / "train_32x32.mat")]
-    if (data_dir / "extra_32x32.mat").is_file():
-        parts.append(_read(data_dir / "extra_32x32.mat"))
-    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return _load("svhn", data_dir, ["train"])
+
+
+def load_svhn_extra(data_dir: Path) -> Dataset:
+    """SVHN with its 531,131 extra training images, whose ids follow those of the others.
+
+    data_dir: the folder of train_32x32.mat, extra_32x32.mat and test_32x32.mat.
+    """
+    return _load("svhn-extra", data_dir, ["train", "extra"])
+
+
+def _load(name: str, data_dir: Path, parts: list[str]) -> Dataset:
+    read = [_read(data_dir / f"{part}_32x32.mat") for part in parts]
+    images, labels = read[0] if len(read) == 1 else (np.concatenate(a) for a in zip(*read, strict=True))
     test_images, test_labels = _read(data_dir / "test_32x32.mat")
-    return Dataset("svhn", Samples(images, labels, _CLASSES), Samples(test_images, test_labels, _CLASSES))
+    return Dataset(name, Samples(images, labels, _CLASSES), Samples(test_images, test_labels, _CLASSES))
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: --data-dir should be the folder of train_32x32.mat and test_32x32.mat"
+            f"{path} is missing: --data-dir should be the folder of train_32x32.mat, test_32x32.mat and, for "
+            "svhn-extra, extra_32x32.mat"
         )
     io = require("scipy.io", "train")
     try:

@@ -1,0 +1,134 @@
+"""Training steps on image files, as bench/train.py times them beside those on noise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from train_ways import Batch, Trainer
+
+import fastac.data as data
+
+__all__ = ["check_folder", "load_images", "measure_loader"]
+
+_UNTIMED = 5  # batches until the workers, and what they make ahead, are in their stride
+
+
+def load_images(data_dir: Path, image_size: int) -> data.Samples:
+    return data.load_dataset("folder", data_dir, image_size=image_size).train
+
+
+def check_folder(samples: data.Samples, trainer: Trainer) -> None:
+    """ValueError where the network or its tables are too small for the folder, or the folder for a batch."""
+    size = trainer.size
+    if samples.num_classes > size.classes:
+        raise ValueError(
+            f"--classes was {size.classes}; it should be {samples.num_classes} at least, the folder's"
+        )
+    if not size.batch <= len(samples) <= size.samples:
+        raise ValueError(
+            f"the folder has {len(samples)} training images; it should have from {size.batch}, a batch, to "
+            f"{size.samples} (--samples)"
+        )
+
+
+class Feed:
+    """Batches of a loader without end, epoch by epoch; `waited`: seconds that their taker has waited for them."""
+
+    def __init__(self, loader: Any, trainer: Trainer):
+        self.waited = 0.0
+        self._trainer = trainer
+        self._batches = self._endless(loader)
+
+    @staticmethod
+    def _endless(loader: Any) -> Iterator[Any]:
+        epoch = 0
+        while True:
+            yield from loader.epoch(epoch)
+            epoch += 1
+
+    def next(self) -> Batch:
+        start = time.perf_counter()
+        batch = next(self._batches)
+        self.waited += time.perf_counter() - start
+        return self._trainer.formatted(batch.images), batch.target, batch.index
+
+    def close(self) -> None:
+        self._batches.close()  # type: ignore[attr-defined]
+
+
+def measure_loader(
+    trainer: Trainer,
+    samples: data.Samples,
+    name: str,
+    kind: str,
+    steps: int,
+    workers: int,
+    aa: str,
+    synthetic: float,
+) -> dict[str, Any]:
+    """Steps of the way `name` on the loader's batches, then the loader by itself.
+
+    synthetic: images a second of the same way on noise. loss: the share of it that is lost to the loader.
+    """
+    size = trainer.size
+    extra = {} if aa == "none" else {"aa": aa}
+    loader = data.create_loader(
+        kind,
+        samples,
+        samples.labels,
+        data.EpochSampler(len(samples), size.batch, drop_last=True),
+        augment="imagenet",
+        seed=0,
+        device=trainer.setup.device,
+        workers=workers,
+        **extra,
+    )
+    feed = Feed(loader, trainer)
+    try:
+        rate, waiting = _train(trainer, name, feed, steps)
+        alone = _drain(trainer, feed, steps)
+    finally:
+        feed.close()
+    return {
+        "loader": kind,
+        "workers": workers,
+        "aa": aa,
+        "images": len(samples),
+        "way": name,
+        "steps": steps,
+        "images_per_second": rate,
+        "synthetic_images_per_second": synthetic,
+        "loss": 1 - rate / synthetic,
+        "waiting_share": waiting,
+        "loader_images_per_second": alone,
+    }
+
+
+def _train(trainer: Trainer, name: str, feed: Feed, steps: int) -> tuple[float, float]:
+    """Images a second, and the share of the time that the host waited for a batch."""
+    subject = trainer.subjects[name]
+    for _ in range(_UNTIMED):
+        trainer.step(subject, feed.next())
+    trainer.wait()
+    feed.waited, start = 0.0, time.perf_counter()
+    for _ in range(steps):
+        loss = trainer.step(subject, feed.next())
+    trainer.wait()
+    elapsed = time.perf_counter() - start
+    trainer.check_finite(loss)
+    return steps * trainer.size.batch / elapsed, feed.waited / elapsed
+
+
+def _drain(trainer: Trainer, feed: Feed, steps: int) -> float:
+    """Images a second of the loader, with nothing done with them."""
+    for _ in range(_UNTIMED):  # what was made ahead while the network ran
+        feed.next()
+    trainer.wait()
+    start = time.perf_counter()
+    for _ in range(steps):
+        feed.next()
+    trainer.wait()
+    return steps * trainer.size.batch / (time.perf_counter() - start)
