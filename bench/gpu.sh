@@ -94,7 +94,7 @@ for name in $parts; do
         kind="--loader dali"
         "$PYTHON" -c 'import nvidia.dali' 2>/dev/null || kind="--loader torch"
         if [ -n "${IMAGES:-}" ] || invent_images; then
-            step images --models resnet50 --rounds 6 --data-dir "$IMAGES" $kind --workers "$(nproc)"
+            step images --models resnet50 --rounds 6 --loader-steps 24 --data-dir "$IMAGES" $kind --workers "$(nproc)"
         else
             failed+=(images)
         fi

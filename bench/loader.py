@@ -67,7 +67,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="of all ways, in turn (default: %(default)s)")
     add("--workers", type=int, nargs="*", default=[0, 2], help="of the torch loader (default: 0 2)")
     add("--threads", type=int, default=2, help="of DALI and of torch (default: %(default)s)")
-    add("--policies", nargs="+", default=["none", "autoaugment"], help="(default: none autoaugment)")
+    add(
+        "--policies",
+        nargs="+",
+        default=["none", "autoaugment-imagenet"],
+        help="(default: none autoaugment-imagenet)",
+    )
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
@@ -197,9 +202,9 @@ def dali_version() -> str | None:
 
 
 def text(record: dict[str, Any]) -> str:
-    lines = [headline(record), "", f"{'loader':<30}{'policy':<14}{'images/s':>12}{'quartiles':>24}"]
+    lines = [headline(record), "", f"{'loader':<30}{'policy':<22}{'images/s':>12}{'quartiles':>24}"]
     for one in record["results"]:
-        start = f"{one['loader']:<30}{one['aa']:<14}"
+        start = f"{one['loader']:<30}{one['aa']:<22}"
         rate = one["images_per_second"]
         if rate is None:
             lines.append(f"{start}  skipped: {one['skipped']}")

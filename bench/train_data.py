@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,19 +36,20 @@ def check_folder(samples: data.Samples, trainer: Trainer) -> None:
 
 
 class Feed:
-    """Batches of a loader without end, epoch by epoch; `waited`: seconds that their taker has waited for them."""
+    """Batches of a loader without end, epoch by epoch.
+
+    waited: seconds that their taker has waited for them. epochs: that were begun, which starts the workers anew.
+    """
 
     def __init__(self, loader: Any, trainer: Trainer):
-        self.waited = 0.0
+        self.waited, self.epochs = 0.0, 0
         self._trainer = trainer
         self._batches = self._endless(loader)
 
-    @staticmethod
-    def _endless(loader: Any) -> Iterator[Any]:
-        epoch = 0
-        while True:
+    def _endless(self, loader: Any) -> Iterator[Any]:
+        for epoch in itertools.count():
+            self.epochs += 1
             yield from loader.epoch(epoch)
-            epoch += 1
 
     def next(self) -> Batch:
         start = time.perf_counter()
@@ -88,7 +90,11 @@ def measure_loader(
     )
     feed = Feed(loader, trainer)
     try:
-        rate, waiting = _train(trainer, name, feed, steps)
+        rate, waiting, restarts = _train(trainer, name, feed, steps)
+    finally:
+        feed.close()
+    feed = Feed(loader, trainer)
+    try:
         alone = _drain(trainer, feed, steps)
     finally:
         feed.close()
@@ -103,23 +109,24 @@ def measure_loader(
         "synthetic_images_per_second": synthetic,
         "loss": 1 - rate / synthetic,
         "waiting_share": waiting,
+        "restarts": restarts,
         "loader_images_per_second": alone,
     }
 
 
-def _train(trainer: Trainer, name: str, feed: Feed, steps: int) -> tuple[float, float]:
-    """Images a second, and the share of the time that the host waited for a batch."""
+def _train(trainer: Trainer, name: str, feed: Feed, steps: int) -> tuple[float, float, int]:
+    """Images a second, the share of the time that the host waited for a batch, and how often an epoch began in it."""
     subject = trainer.subjects[name]
     for _ in range(_UNTIMED):
         trainer.step(subject, feed.next())
     trainer.wait()
-    feed.waited, start = 0.0, time.perf_counter()
+    feed.waited, feed.epochs, start = 0.0, 0, time.perf_counter()
     for _ in range(steps):
         loss = trainer.step(subject, feed.next())
     trainer.wait()
     elapsed = time.perf_counter() - start
     trainer.check_finite(loss)
-    return steps * trainer.size.batch / elapsed, feed.waited / elapsed
+    return steps * trainer.size.batch / elapsed, feed.waited / elapsed, feed.epochs
 
 
 def _drain(trainer: Trainer, feed: Feed, steps: int) -> float:

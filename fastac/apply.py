@@ -83,14 +83,18 @@ class Applied:
         lines.append(f"  exclude.csv  {self.excluded} samples to leave out of training")
         lines.append("  changes.csv  every change, with its old label")
         if self.run is not None and self.config is not None:
-            lines.append(f"to train on them: {retrain_command(self.run, self.config, self.output)}")
+            command = retrain_command(self.run, self.config, self.output, excluded=self.excluded > 0)
+            lines.append(f"to train on them, started as the run was: {command}")
         return "\n".join(lines)
 
 
-def retrain_command(run: RunFolder, config: Config, output: Path) -> str:
-    """The command that trains as the run did, on the labels in `output`."""
+def retrain_command(run: RunFolder, config: Config, output: Path, *, excluded: bool = True) -> str:
+    """The command that trains as the run did, on the labels in `output`, without the samples that are to be left out
+    where there are some."""
     words = ["python", "-m", "fastac.train", "--recipe", str(run.config)]
     words += ["--labels", str(output / "labels.csv"), "--exclude", str(output / "exclude.csv")]
+    if excluded and config.loss.alpha_placement == "aligned":  # whose ranks' shards would be of unlike sizes
+        words += ["--alpha-placement", "exchange"]
     if config.data.noise != "none":  # the labels have it in them
         words += ["--noise", "none", "--noise-rate", "0"]
     return shlex.join(words)

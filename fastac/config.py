@@ -150,7 +150,9 @@ class ModelConfig(Section):
         "torchvision:NAME",
     )
     initial_checkpoint: str | None = key(
-        None, "file or run folder whose network's weights training starts from: .safetensors, .pt, or a run"
+        None,
+        "file or run folder whose network's weights training starts from: .safetensors, .pt, or a run",
+        on_resume=True,
     )
     channels_last: bool = key(
         False, "memory format of images and weights that tensor cores read", on_resume=True
@@ -280,7 +282,7 @@ class RunConfig(Section):
     log_interval: int = key(50, "steps between readings of the running metrics", low=1, on_resume=True)
     profile_steps: int = key(
         0,
-        "write a trace of so many steps of the first epoch to the run's folder; 0: none",
+        "write a trace of so many steps to the run's folder, of the first epoch after the start or a resume; 0: none",
         low=0,
         on_resume=True,
     )
@@ -365,7 +367,8 @@ class Config:
         self._check_engine()
 
     def _check_graphs(self) -> None:
-        """A graph replays one batch shape, and leaves gradients where the next replay puts its own."""
+        """A graph replays one batch shape, and leaves gradients where the next replay puts its own: they can't be
+        accumulated."""
         if not self.optimizer.cuda_graphs:
             return
         for name, value, good in (

@@ -46,9 +46,8 @@ class WeightAverage:
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "model": dict(self._average.named_parameters())}
 
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """ValueError, and nothing changed, where the state is of another network."""
+    def check(self, state: dict[str, Any]) -> None:
+        """ValueError unless the state is of such a network's average."""
         own = dict(self._average.named_parameters())
         shapes = {name: tuple(value.shape) for name, value in own.items()}
         found = {name: tuple(value.shape) for name, value in state["model"].items()}
@@ -58,6 +57,11 @@ class WeightAverage:
                 f"the state of the weights' average is of another network: {name!r} in it is {found.get(name)}; it "
                 f"should be {shapes.get(name)}"
             )
-        for name, value in own.items():
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """ValueError, and nothing changed, where the state is of another network."""
+        self.check(state)
+        for name, value in self._average.named_parameters():
             value.copy_(state["model"][name])
         self.updates = int(state["updates"])

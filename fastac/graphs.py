@@ -40,5 +40,3 @@ def capture_network(
         with torch.no_grad():
             for buffer, before in buffers:  # in place: the graphs hold their addresses
                 buffer.copy_(before)
-    for parameter in network.parameters():
-        parameter.grad = None

@@ -135,6 +135,11 @@ class Position:
         self.epoch_images += rows
         self.epoch_seconds += seconds
 
+    def add_seconds(self, seconds: float) -> None:
+        """Time of steps that are counted already."""
+        self.seconds += seconds
+        self.epoch_seconds += seconds
+
     def next_epoch(self) -> None:
         self.epoch, self.batch = self.epoch + 1, 0
         self.epoch_images, self.epoch_seconds = 0, 0.0
@@ -148,7 +153,8 @@ class Position:
 class Job:
     """Network, loss, α table, optimizer and loaders of one run: what a step needs and a checkpoint holds.
 
-    average: of the network's weights, None where none is kept.
+    average: of the network's weights, None where none is kept. resumed: a checkpoint will be loaded, so that the
+    config's initial_checkpoint is not.
     """
 
     def __init__(
@@ -157,6 +163,8 @@ class Job:
         engine: Engine,
         data: TrainingData,
         create: Callable[..., nn.Module] = create_model,
+        *,
+        resumed: bool = False,
     ):
         forward = config.loss.update == "forward" and config.loss.loss != "ce"
         if forward and engine.world_size > 1 and not config.data.drop_last:
@@ -177,7 +185,7 @@ class Job:
         network = create(config.model.model, num_classes=train.num_classes, in_channels=train.channels)
         for samples in (train,) if test is None else (train, test):
             _check_network(network, config.model.model, samples)
-        if config.model.initial_checkpoint is not None:
+        if config.model.initial_checkpoint is not None and not resumed:
             load_weights(network, config.model.initial_checkpoint)
         self.network = network = _placed(network, config, engine)
         self.parameters = sum(p.numel() for p in network.parameters())  # before an engine cuts them up
@@ -186,7 +194,7 @@ class Job:
             WeightAverage(network, config.model.model_ema_decay) if config.model.model_ema else None
         )
         if config.optimizer.cuda_graphs:
-            capture_network(network, self._sample_batch(train), engine.autocast)
+            self._capture(network, train)
         self.model = engine.prepare(network, self.optimizer)
         _seed_everything(config.run.seed + engine.rank)  # so that ranks drop out different units
 
@@ -265,10 +273,17 @@ class Job:
         last = self.config.model.channels_last
         return images.contiguous(memory_format=torch.channels_last) if last else images
 
-    def _sample_batch(self, samples: Samples) -> Tensor:
-        """Zeros in the shape and format of every training batch."""
+    def _capture(self, network: nn.Module, samples: Samples) -> None:
+        """The network as CUDA graphs, for the shape and format of every training batch."""
         size = (self.config.data.batch_size, samples.channels, *_image_shape(samples))
-        return self.in_format(torch.zeros(size, device=self.engine.device))
+        images = self.in_format(torch.zeros(size, device=self.engine.device))
+        try:
+            capture_network(network, images, self.engine.autocast)
+        except RuntimeError as error:
+            raise ValueError(
+                f"cuda_graphs was true with model {self.config.model.model!r}, which can't be captured ({error}); it "
+                "should be false there"
+            ) from error
 
     @property
     def lr(self) -> float:
@@ -324,12 +339,16 @@ class Job:
             "global_batch": self.config.data.batch_size * self.engine.world_size,
             "ranks": self.engine.world_size,
             "labels": self.data.digest(),
-            "has": {name: part is not None for name, part in self._parts().items()},
+            "has": {name: part is not None for name, part in self._checked().items()},
             "network": self.engine.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "meter": self.engine.sum(self.meter.totals, "the running figures"),
         }
+
+    def _checked(self) -> dict[str, AlphaTable | TrainingDynamics | WeightAverage | None]:
+        """What a run and its checkpoint must both have, or both not."""
+        return {**self._parts(), "average": self.average}
 
     def _parts(self) -> dict[str, AlphaTable | TrainingDynamics | None]:
         return {"table": self.table, "dynamics": self.dynamics}
@@ -363,13 +382,15 @@ class Job:
     def _check(self, state: dict[str, Any]) -> None:
         """ValueError unless the checkpoint's shared state is of this run's data, batches and network."""
         self.engine.names.check(state["network"])
+        if self.average is not None and state["average"] is not None:
+            self.average.check(state["average"])
         ranks, rows = self.engine.world_size, self.config.data.batch_size * self.engine.world_size
         if state["labels"] != self.data.digest():
             raise ValueError(
                 "the training labels are not the checkpoint's; data_dir and labels should give the same ones"
             )
-        for name, part in self._parts().items():
-            if state["has"][name] != (part is not None):
+        for name, part in self._checked().items():
+            if state["has"].get(name, False) != (part is not None):
                 there = "has a" if state["has"][name] else "has no"
                 raise ValueError(f"the checkpoint {there} {name}, and this run's is {part}")
         if state["global_batch"] != rows:
@@ -385,7 +406,7 @@ class Job:
                 "many ranks"
             )
         aligned = self.config.loss.alpha_placement == "aligned"
-        if aligned and state["ranks"] != ranks and state["position"]["batch"]:
+        if aligned and state["ranks"] != ranks and state["position"]["batch"] not in (0, steps):
             raise ValueError(
                 f"the run is on {ranks} rank(s) and the checkpoint is of {state['ranks']}, in the middle of an epoch, "
                 "whose order belongs to the number of ranks with alpha_placement 'aligned': go on with as many ranks, "

@@ -71,7 +71,7 @@ def lr_factor(config: OptimizerConfig, steps_per_epoch: int) -> Callable[[int], 
         if step < warmup:
             return (step + 1) / (warmup + 1)
         if config.schedule == "cosine":
-            progress = min((step - warmup) / (total - warmup), 1.0)
+            progress = min((step - warmup) / max(total - warmup, 1), 1.0)
             return 0.5 * (1.0 + math.cos(math.pi * progress))
         if config.schedule == "multistep":
             return config.gamma ** sum(step >= milestone for milestone in milestones)

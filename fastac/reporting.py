@@ -56,10 +56,14 @@ class Reporter:
         some steps later, when they have arrived, and nothing waits for them."""
         self._progress.step()
         self._trace.step()
-        if step % self._interval == 0:
-            self._reading = Reading(totals), step, lr, images_per_second
         if self._reading is not None and self._reading[0].ready():
             self._report()
+        if (
+            step % self._interval == 0 and self._reading is None
+        ):  # one at a time: a newer one would also be later
+            self._reading = Reading(totals), step, lr, images_per_second
+            if self._reading[0].ready():
+                self._report()
 
     def _report(self) -> None:
         if self._reading is None:
@@ -70,15 +74,19 @@ class Reporter:
         if self._log is not None:
             self._log.step(step, figures, lr, images_per_second)
 
+    def end_training(self) -> None:
+        """After an epoch's last step, before its test."""
+        self._trace.close()
+        self._report()
+
     def end_epoch(self, row: dict[str, Any]) -> None:
         """row: a value for each of fastac.metrics.COLUMNS."""
-        self._report()
         self._progress.end_epoch(row)
         if self._log is not None:
             self._log.epoch(row)
 
     def close(self) -> None:
         self._progress.close()
-        self._trace.close()
         if self._log is not None:
             self._log.close()
+        self._trace.close()

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from fastac.checkpoint import CheckpointError, Checkpoints
+from fastac.checkpoint_files import find_checkpoints
 from fastac.collectives import CollectiveError
 from fastac.config import Config, load_config, parse_command_line, read_config, resumed_config, write_config
 from fastac.data import Batch
@@ -123,7 +124,8 @@ def train_on(
     going_on = engine.broadcast(resume and (place / "config.toml").is_file())
     if going_on:
         config = resumed_config(read_config(place), config.values(), place)
-    job = Job(config, engine, load_data(config), create)
+    saved = going_on and bool(find_checkpoints(RunFolder(place).checkpoints))
+    job = Job(config, engine, load_data(config), create, resumed=engine.broadcast(saved))
     with contextlib.ExitStack() as stack:
         folder = RunFolder(place) if going_on else open_folder(job, None)
         group = engine.new_group(patience=_DISKS)
@@ -222,7 +224,7 @@ def train_epoch(
     job: Job, folder: RunFolder, checkpoints: Checkpoints, reporter: Reporter, stop: StopSignal
 ) -> None:
     """The rest of the epoch under way, up to the run's last step."""
-    c, position = job.config.run, job.position
+    c, position, engine = job.config.run, job.position, job.engine
     reporter.begin_epoch(position.epoch, position.step)
     job.model.train()
     batches = job.train_loader.epoch(position.epoch, start=position.batch)
@@ -240,6 +242,9 @@ def train_epoch(
             save(job, checkpoints)
         if position.step >= job.last_step:
             break
+    engine.wait()
+    position.add_seconds(time.monotonic() - clock)  # what the device was behind
+    reporter.end_training()
 
 
 def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

@@ -61,12 +61,16 @@ def _find(source: Path) -> Path:
 
 
 def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return require("safetensors.torch", "safetensors").load_file(path)
+    safetensors = path.suffix == ".safetensors"
+    package = require("safetensors.torch", "safetensors") if safetensors else torch
     try:
+        if safetensors:
+            return package.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types on files that are no checkpoints
-        raise ValueError(f"initial_checkpoint was {path}, which torch.load can't read: {error}") from error
+    except Exception as error:  # both raise many types on files that are no checkpoints
+        raise ValueError(
+            f"initial_checkpoint was {path}, which {package.__name__} can't read: {error}"
+        ) from error
 
 
 def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
@@ -75,7 +79,9 @@ def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
             break
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise ValueError(f"initial_checkpoint was {path}; it should hold tensors by name, a state dict")
     names = list(state)
     prefix = "module." if names and all(name.startswith("module.") for name in names) else ""

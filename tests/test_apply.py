@@ -87,7 +87,7 @@ def test_the_command_says_how_to_train_on(run, tmp_path, capsys, monkeypatch):
     assert apply.main([str(file)]) == 0
     said = capsys.readouterr().out
     assert "decisions: 1 keep, 2 relabel, 1 drop, 1 unsure" in said
-    words = shlex.split(said.split("to train on them: ")[1])
+    words = shlex.split(said.split("started as the run was: ")[1])
     assert words[:3] == ["python", "-m", "fastac.train"]
     command = parse_command_line(words[3:])
     assert command.values == {

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import fastac.data
 from fastac.data.synthetic import Settings, write_tree
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -212,15 +211,9 @@ def test_rounds_that_make_no_pairs(bench, rounds, base):
         bench("paired").Overhead.of([1.0] * rounds, [1.0] * base)
 
 
-def test_steps_on_image_files(bench, trainer, tmp_path, monkeypatch):
+def test_steps_on_image_files(bench, trainer, tmp_path):
     write_tree(tmp_path, Settings(classes=2, images=20, val_images=0, size="48"))
 
-    def create_loader(kind, *arguments, **options):  # until fastac.data has one
-        assert kind == "torch"
-        return fastac.data.Loader(*arguments, **options)
-
-    if not hasattr(fastac.data, "create_loader"):
-        monkeypatch.setattr(fastac.data, "create_loader", create_loader, raising=False)
     data = bench("train_data")
     samples = data.load_images(tmp_path, 32)
     data.check_folder(samples, trainer)
@@ -228,6 +221,9 @@ def test_steps_on_image_files(bench, trainer, tmp_path, monkeypatch):
     assert found["loss"] == pytest.approx(1 - found["images_per_second"] / 1000)
     assert 0 < found["waiting_share"] < 1
     assert found["loader_images_per_second"] > 0
+    assert (
+        found["restarts"] == 1
+    )  # two batches an epoch: 5 untimed ones, then the sixth, and the next epoch's two
     # Two batches of 8 an epoch; warm-up and timed steps trained on 8 batches, no sample twice in an epoch.
     count = trainer.subjects["AC1 with dynamics"].criterion.dynamics.count
     assert int(count[:20].sum()) == 8 * 8

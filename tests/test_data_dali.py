@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,23 @@ def test_epochs_side_by_side_and_left_in_the_middle(samples):
     assert torch.equal(next(left).images, expected[1][1])
     del left
     assert all(torch.equal(a.images, x) for a, x in zip(one.epoch(0), expected[0], strict=True))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux shows them")
+def test_epochs_that_are_left_leave_no_threads_behind(samples):
+    one = loader(samples, augment="imagenet", batch_size=4)
+    threads = lambda: len(os.listdir("/proc/self/task"))  # noqa: E731
+    first = None
+    for epoch in range(8):
+        left = one.epoch(epoch)
+        next(left)
+        first = threads() if first is None else first
+        del left
+    assert len(by_id(one.epoch(0))) == N
+    deadline = time.monotonic() + 20
+    while threads() > first and time.monotonic() < deadline:  # a reader's threads end by themselves
+        time.sleep(0.01)
+    assert threads() <= first
 
 
 def test_batches_live_as_long_as_they_are_held(samples):
@@ -331,6 +349,10 @@ def test_what_both_decoders_refuse_is_found_in_the_failed_batch(tmp_path):
         for a, b in zip(batches, theirs.epoch(epoch), strict=True):
             assert torch.equal(a.index, b.index)
             assert levels(a.images, b.images, one).max() < 6
+    left = one.epoch(0)
+    next(left)
+    left.close()  # with the broken ones under way
+    assert [b.bad for b in one.epoch(0)] == [b.bad for b in batches]
     stopping = loader(load(tmp_path), batch_size=3, shuffle=False).epoch(0)
     assert [next(stopping).index.tolist() for _ in range(2)] == [[0, 1, 2], [3, 4, 5]]
     with pytest.raises(UnreadableImageError, match=str(samples.images.path(6))):

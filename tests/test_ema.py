@@ -1,5 +1,6 @@
 """fastac.ema: the average of the weights, by hand, and in a run."""
 
+import contextlib
 import copy
 
 import pytest
@@ -8,8 +9,11 @@ import training_runs
 from torch import nn
 from training_runs import assert_same_run, config, metrics, without_pictures
 
+from fastac.checkpoint import Checkpoints
 from fastac.ema import WeightAverage
-from fastac.train import train
+from fastac.engine import create_engine
+from fastac.job import Job, load_data
+from fastac.train import train, train_step
 
 
 def network():
@@ -64,6 +68,23 @@ def test_a_state_of_another_network_changes_nothing():
     with pytest.raises(ValueError, match=r"'0.bias' in it is \(5,\); it should be \(4,\)"):
         average.load_state_dict(state)
     assert training_runs.differences(before, average.state_dict()) == []
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_checkpoint_with_and_a_run_without_an_average_change_nothing(tmp_path, saved):
+    one, other = (
+        Job(c, create_engine(c), load_data(c), training_runs.with_dropout)
+        for c in (config(tmp_path, model_ema=saved), config(tmp_path, model_ema=not saved))
+    )
+    for job in (one, other):
+        train_step(job, [next(job.train_loader.epoch(0))])
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", keep=1)) as checkpoints:
+        checkpoints.save(1, one.shared_state(), one.own_states())
+        loaded = checkpoints.load_newest()
+    before = other.table.dense()
+    with pytest.raises(ValueError, match=f"the checkpoint has {'a' if saved else 'no'} average"):
+        other.load(loaded)
+    assert torch.equal(before, other.table.dense())
 
 
 def test_a_run_tests_the_average_and_goes_on_with_it(tmp_path, monkeypatch):

@@ -70,6 +70,18 @@ def test_short_scales_the_whole_schedule():
     assert OptimizerConfig(epochs=3, short=0.01).trained_epochs == 1
 
 
+def test_a_warm_up_of_the_whole_training():
+    """Rounded to steps, it may leave no step for the cosine."""
+    for config, steps in (
+        (OptimizerConfig(epochs=10, warmup_epochs=9.99), 10),
+        (OptimizerConfig(epochs=90, warmup_epochs=60.0, short=0.01), 1),
+    ):
+        factor = lr_factor(config, steps)
+        total = config.trained_epochs * steps
+        assert factor(total - 1) == pytest.approx(total / (total + 1))
+        assert factor(total) == 1.0
+
+
 def test_multistep_changes_at_the_milestones_first_step():
     config = OptimizerConfig(epochs=300, schedule="multistep", milestones=(150, 225), gamma=0.1)
     factor = lr_factor(config, steps_per_epoch=196)

@@ -38,6 +38,17 @@ def test_a_training_that_is_too_short_leaves_what_there_was(tmp_path):
     assert (tmp_path / "profile" / "trace.json.gz").is_file()
 
 
+def test_only_the_first_epoch_is_recorded(tmp_path):
+    trace = StepTrace(tmp_path / "profile", 2, torch.device("cpu"))
+    for _ in range(5):  # the record is started, and no step comes after
+        trace.step()
+    trace.close()
+    for _ in range(8):
+        trace.step()
+    trace.close()
+    assert not (tmp_path / "profile").exists()
+
+
 def test_no_steps_leave_nothing(tmp_path):
     trace = StepTrace(tmp_path / "profile", 0, torch.device("cpu"))
     for _ in range(8):
@@ -48,5 +59,7 @@ def test_no_steps_leave_nothing(tmp_path):
 
 def test_a_run_writes_its_trace(tmp_path, monkeypatch):
     without_pictures(monkeypatch)
-    train(config(tmp_path, name="run", profile_steps=2, max_steps=9), create=training_runs.linear)
+    train(
+        config(tmp_path, name="run", profile_steps=2, batch_size=20, max_steps=9), create=training_runs.linear
+    )
     assert "aten::" in (tmp_path / "run" / "profile" / "operators.txt").read_text()

@@ -45,6 +45,7 @@ def test_weights_come_back(tmp_path, wrap):
         (lambda: {"0.weight": torch.ones(5, 4)}, "which has no '0.bias'"),
         (lambda: {"epoch": 3}, "it should hold tensors by name"),
         (lambda: [1, 2], "it should hold tensors by name"),
+        (lambda: {1: torch.ones(2)}, "it should hold tensors by name"),
     ],
 )
 def test_a_file_of_another_network_changes_nothing(tmp_path, content, message):
@@ -63,9 +64,28 @@ class Harm:
 
 def test_nothing_is_unpickled(tmp_path, capsys):
     torch.save({"0.weight": Harm()}, tmp_path / "harm.pt")
-    with pytest.raises(ValueError, match=r"harm.pt, which torch.load can't read"):
+    with pytest.raises(ValueError, match=r"harm.pt, which torch can't read"):
         load_weights(network(), tmp_path / "harm.pt")
     assert "unpickled" not in capsys.readouterr().out
+
+
+def test_a_damaged_file(tmp_path):
+    pytest.importorskip("safetensors")
+    (tmp_path / "x.safetensors").write_bytes(b"no tensors in here")
+    with pytest.raises(ValueError, match=r"x.safetensors, which safetensors.torch can't read"):
+        load_weights(network(), tmp_path / "x.safetensors")
+
+
+def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path, monkeypatch):
+    without_pictures(monkeypatch)
+    train(config(tmp_path, name="first", max_steps=6), create=training_runs.with_dropout)
+    (tmp_path / "first" / "model.pt").rename(tmp_path / "start.pt")
+    second = config(tmp_path, name="second", initial_checkpoint=str(tmp_path / "start.pt"))
+    train(second.with_values(max_steps=8), create=training_runs.with_dropout)
+    (tmp_path / "start.pt").unlink()
+    assert train(second, resume=True, create=training_runs.with_dropout)["steps"] == 18
+    with pytest.raises(FileNotFoundError, match=r"start.pt'; it should be a file of weights"):
+        train(second.with_values(name="third"), resume=True, create=training_runs.with_dropout)
 
 
 def test_what_is_not_there(tmp_path):

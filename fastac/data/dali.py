@@ -99,7 +99,7 @@ class DaliLoader:
             policy=create_dali_policy(aa, images.image_size),
             erase=bool(cutout or reprob),
         )
-        self._idle: list[tuple[Any, _Source]] = []  # pipelines at the end of an epoch, ready for the next one
+        self._idle: list[tuple[Any, _Source]] = []  # pipelines of epochs that are over
         self._said: set[int] = set()
 
     def __len__(self) -> int:
@@ -119,30 +119,48 @@ class DaliLoader:
         self, plan: Iterator[tuple[np.ndarray, int]], epoch: int
     ) -> Iterator[tuple[Step, Tensor | None]]:
         """Each step with its images, (b, H, W, C) float32 on the pipeline's device, None where it has none."""
-        steps = self._reader.steps(plan, epoch)
-        pipeline, source = self._idle.pop() if self._idle else self._build()
+        reading = self._reader.steps(plan, epoch)
+        steps: Iterator[Step] = reading
+        pipeline, source = self._taken()
         source.begin(steps)
-        waiting = source.waiting
-        while True:
-            while waiting and not waiting[0].samples:
-                yield _checked(waiting.popleft()), None
-            try:
-                images = self._run(pipeline)
-            except StopIteration:
-                break
-            except RuntimeError as error:  # a pipeline that failed is of no use any more
-                steps = itertools.chain(self._repaired(list(waiting), error), steps)
-                pipeline, source = self._build()
-                source.begin(steps)
-                waiting = source.waiting
-                continue
-            while not waiting[0].samples:
-                yield _checked(waiting.popleft()), None
-            yield waiting.popleft(), images
-        for step in waiting:
-            yield _checked(step), None
-        pipeline.reset()
-        self._idle.append((pipeline, source))  # not reached by an epoch that is left in the middle
+        works = True
+        try:
+            while True:
+                yield from _without_samples(source.waiting)
+                try:
+                    works = False
+                    images = self._run(pipeline)
+                except StopIteration:
+                    works = True
+                    break
+                except RuntimeError as error:  # a pipeline that has failed is of no use any more
+                    steps = itertools.chain(self._repaired(list(source.waiting), error), steps)
+                    pipeline, source = self._build()
+                    source.begin(steps)
+                    continue
+                works = True
+                yield from _without_samples(source.waiting)
+                yield source.waiting.popleft(), images
+            yield from _without_samples(source.waiting)
+        finally:  # also where the epoch is left in the middle
+            reading.close()
+            source.begin(iter(()))
+            if works:
+                self._idle.append((pipeline, source))
+
+    def _taken(self) -> tuple[Any, _Source]:
+        """A pipeline ready for an epoch."""
+        if not self._idle:
+            return self._build()
+        pipeline, source = self._idle.pop()
+        try:
+            while True:  # what was under way in an epoch that was left
+                self._run(pipeline)
+        except StopIteration:
+            pipeline.reset()
+            return pipeline, source
+        except RuntimeError:  # among it was what can't be decoded
+            return self._build()
 
     def _build(self) -> tuple[Any, _Source]:
         source = _Source(self)
@@ -271,10 +289,13 @@ class _Source:
         raise StopIteration
 
 
-def _checked(step: Step) -> Step:
-    if step.error is not None:
-        raise step.error
-    return step
+def _without_samples(waiting: deque[Step]) -> Iterator[tuple[Step, None]]:
+    """Take the first steps that have no samples; raises the error of one that has one."""
+    while waiting and not waiting[0].samples:
+        step = waiting.popleft()
+        if step.error is not None:
+            raise step.error
+        yield step, None
 
 
 def _cores() -> int:

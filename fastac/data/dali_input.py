@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -87,7 +87,7 @@ class Reader:
     def __init__(self, images: EncodedImages, *, random_crop: bool, seed: int) -> None:
         self.images, self.random_crop, self.seed = images, random_crop, seed
 
-    def steps(self, plan: Iterator[tuple[np.ndarray, int]], epoch: int) -> Iterator[Step]:
+    def steps(self, plan: Iterator[tuple[np.ndarray, int]], epoch: int) -> Generator[Step, None, None]:
         """The plan's steps. With on_bad_image="stop" the one with an unreadable image, as any whose file the system
         can't read, comes with an error in place of its samples."""
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fastac-reader")

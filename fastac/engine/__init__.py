@@ -62,6 +62,9 @@ class Engine(Protocol):
         """Take what any engine saved; all ranks call it, after `prepare`. ValueError, and nothing changed, where
         names or shapes are not this network's."""
 
+    def wait(self) -> None:
+        """Return when the device has done what it was given."""
+
     def new_group(self, patience: float = 1.0) -> dist.ProcessGroup | None:
         """Another process group of all ranks; None for one process. All ranks call it. patience: its time-out as a
         multiple of the config's dist_timeout."""

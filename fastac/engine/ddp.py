@@ -69,7 +69,7 @@ class DataParallelEngine(Process):
         else:
             self.scaler.step(optimizer)
             self.scaler.update()
-        optimizer.zero_grad()
+        optimizer.zero_grad()  # to None: a captured network's gradients lie where its next replay writes
 
     def state_dict(self) -> dict[str, Any]:
         self.sync_buffers()

@@ -53,6 +53,10 @@ class Process:
             return nullcontext()
         return torch.autocast(self.device.type, self.amp_dtype)
 
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def new_group(self, patience: float = 1.0) -> dist.ProcessGroup | None:
         if self.world_size == 1:
             return None
