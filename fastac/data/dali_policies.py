@@ -96,12 +96,12 @@ def _auto_augment(kind: str, image_size: int) -> DaliPolicy:
     """25 pairs of operations, each with a probability (Cubuk et al. 2018)."""
     library = require("nvidia.dali.auto_aug.auto_augment", "dali")
     identity = require("nvidia.dali.auto_aug.augmentations", "dali").identity
-    create = {
-        "imagenet": library.get_image_net_policy,
-        "cifar10": library.get_reduced_cifar10_policy,
-        "svhn": library.get_svhn_policy,
-    }[kind]
-    policy = create(max_translate_abs=max(1, round(image_size * 150 / 331)))  # the paper's, of 331 pixels
+    pixels = max(1, round(image_size * 150 / 331))  # the paper's, of 331 pixels
+    policy = {
+        "imagenet": library.get_reduced_image_net_policy,  # the paper's 25; DALI's image_net is TensorFlow's table
+        "cifar10": lambda: library.get_reduced_cifar10_policy(max_translate_abs=pixels),
+        "svhn": lambda: library.get_svhn_policy(max_translate_abs=pixels),
+    }[kind]()
     subs = policy.sub_policies
     depth = max(len(sub) for sub in subs)
     stages = [[identity] for _ in range(depth)]
