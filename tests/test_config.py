@@ -108,16 +108,15 @@ def test_whole_numbers_are_taken_for_floats():
 
 
 def test_every_recipe_loads():
-    expected = {
-        "cifar10-resnet32",
-        "cifar10-wrn40-2",
-        "cifar100-resnet32",
-        "cifar100-wrn40-2",
-        "cifar10n-worse",
-        "demo",
-        "digits",
-        "fashion-mnist",
+    tables = {f"cifar10-{name}" for name in ("resnet32", "wrn40-2", "wrn28-10", "pyramidnet")}
+    tables |= {f"cifar10-shake-shake-26-2x{width}d" for width in (32, 96, 112)}
+    tables |= {
+        f"cifar100-{name}"
+        for name in ("resnet32", "wrn40-2", "wrn28-10", "shake-shake-26-2x96d", "pyramidnet")
     }
+    tables |= {"svhn-wrn28-10", "cifar10-resnet32-aum", "cifar100-resnet32-aum"}
+    humans = {f"cifar10n-{name}" for name in ("aggre", "random1", "random2", "random3", "worse")}
+    expected = tables | humans | {"demo", "digits", "fashion-mnist"}
     assert set(recipe_names()) == expected
     for name in recipe_names():
         assert load_config(name).run.recipe == name
