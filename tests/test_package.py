@@ -46,7 +46,7 @@ LAYERS = [
     ["engine", "optim", "metrics", "checkpoint"],
     ["job", "run"],
     ["train"],
-    ["demo", "plan", "review", "apply"],
+    ["demo", "plan", "review", "apply", "paper"],
 ]
 
 
