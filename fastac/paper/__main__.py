@@ -100,16 +100,10 @@ def _runs(grid: Grid, settings: Settings, seeds: int) -> list[Run]:
 
 
 def _check_data(runs: Sequence[Run], data_dir: Path | None) -> None:
-    """ValueError now, not in each run, where the data's folder is not given or lacks half of it."""
+    """ValueError now, not in each run, where the data's folder is not given."""
     for dataset in dict.fromkeys(run.config().data.dataset for run in runs):
         if dataset not in ("digits", "fashion-mnist") and data_dir is None:
             raise ValueError(f"{dataset} needs --data-dir: where its files are")
-    for run in runs:
-        data = run.config().data
-        if data.dataset == "svhn" and not (Path(str(data.data_dir)) / "extra_32x32.mat").is_file():
-            raise ValueError(
-                f"{data.data_dir} has no extra_32x32.mat; the paper trains on SVHN's core and extra training sets"
-            )
 
 
 def _dry_run(grid: Grid, runs: Sequence[Run]) -> str:
@@ -140,8 +134,9 @@ def _plot_figure3(report: Report, out: Path) -> None:
         cell = report.grid.cells.get((row, "ac1-aa"))
         published = None if cell is None or cell.published is None else cell.published.accuracy
         panels[name] = (points, report.summary((row, "ac1-aa")), published)
-    short = "" if report.settings.short == 1 else f", × {report.settings.short:g} of the epochs"
-    plot_trimmed(panels, out, title=f"Figure 3: trimmed data and AutoCleansing{short}")
+    plot_trimmed(
+        panels, out, here=report.here, title=f"Figure 3: trimmed data and AutoCleansing{report.changed}"
+    )
 
 
 # ---------------------------------------------------------------- checks that train nothing

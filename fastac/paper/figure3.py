@@ -57,11 +57,13 @@ def plot_trimmed(
     panels: Mapping[str, tuple[Sequence[tuple[float, Summary]], Summary | None, float | None]],
     out: Path,
     *,
+    here: str,
     title: str,
 ) -> None:
     """Test accuracy over τ beside AutoCleansing's, a panel a data set.
 
-    panels: by title, the points (τ, accuracy), AutoCleansing's accuracy here, and the published one in per cent.
+    panels: by title, the points (τ, accuracy), AutoCleansing's accuracy, and the published one in per cent. here: what
+    our figures are called.
     """
     ticker = require("matplotlib.ticker", "report")
     with drawing():
@@ -73,10 +75,10 @@ def plot_trimmed(
                 taus, means = [tau for tau, _ in points], [one.mean for _, one in points]
                 errors = [one.half or 0.0 for _, one in points]
                 axes.errorbar(
-                    taus, means, errors, color=BLUE, marker="o", capsize=3, label="trimmed data, here"
+                    taus, means, errors, color=BLUE, marker="o", capsize=3, label=f"trimmed data, {here}"
                 )
             if cleansed is not None:
-                axes.axhline(cleansed.mean, color=VERMILLION, label="AutoCleansing, here")
+                axes.axhline(cleansed.mean, color=VERMILLION, label=f"AutoCleansing, {here}")
                 if cleansed.half is not None:
                     span = (cleansed.mean - cleansed.half, cleansed.mean + cleansed.half)
                     axes.axhspan(*span, color=VERMILLION, alpha=0.15)
@@ -88,5 +90,5 @@ def plot_trimmed(
             axes.set_title(plain_text(name, 60), parse_math=False)
             axes.grid(alpha=0.3)
             axes.legend()
-        figure.suptitle(plain_text(title, 150), parse_math=False)
+        figure.suptitle(plain_text(title, 150), parse_math=False, wrap=True)
         write_png(figure, out)

@@ -191,7 +191,7 @@ GRIDS: dict[str, Grid] = {
         ),
         _table(
             "table5",
-            "Table 5: top-1 (published: / top-5) test accuracy (%) on ImageNet",
+            "Table 5: top-1 / top-5 test accuracy (%) on ImageNet",
             ("baseline", "aa", "faa", "ac2-aa"),
             behind=dict.fromkeys(("aa", "faa", "ac2-aa"), "cutout-0"),
         ),

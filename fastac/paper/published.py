@@ -88,7 +88,7 @@ CIFAR10N: dict[str, tuple[Published | None, ...]] = {
     "cifar10n-random1": _row(85.02, None, None),
     "cifar10n-worse": _row(77.69, None, None),
 }
-"""Cross entropy on CIFAR-10N's human labels, of a ResNet-34: Wei et al. 2022, "Learning with Noisy Labels Revisited"."""
+"""CIFAR-10N's human labels, cross entropy of a ResNet-34: Wei et al. 2022, "Learning with Noisy Labels Revisited"."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import torch
 
@@ -35,7 +36,7 @@ class Process(Protocol):
     def wait(self) -> int: ...
 
 
-Start = Callable[[Run, int], Process]
+Start = Callable[[Run, int, IO[bytes]], Process]
 
 
 class InterruptedRunsError(Exception):
@@ -54,13 +55,15 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def start_process(run: Run, slot: int) -> Process:
+def start_process(run: Run, slot: int, lock: IO[bytes]) -> Process:
     """Train the run in a new process, its output at the end of its log. slot: which of the runs side by side it is;
-    with several GPUs they are shared out by it."""
+    with several GPUs they are shared out by it. lock: the run's, which the process keeps for as long as it lives."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
     env = slot_environment(os.environ, slot, torch.cuda.device_count())
     with open(run.log, "ab") as log:
-        return subprocess.Popen(run.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+        return subprocess.Popen(
+            run.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, pass_fds=[lock.fileno()]
+        )
 
 
 def slot_environment(env: Mapping[str, str], slot: int, count: int) -> dict[str, str]:
@@ -94,13 +97,35 @@ def run_all(
     return _Runner(runs, jobs, start, say).run()
 
 
+def take_lock(path: Path) -> IO[bytes] | None:
+    """The open file whose lock is ours until it is closed or the process ends; None where another command has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "ab")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+class _Active(NamedTuple):
+    """A run under way."""
+
+    process: Process
+    slot: int
+    began: float
+    lock: IO[bytes]
+
+
 class _Runner:
     def __init__(self, runs: Sequence[Run], jobs: int, start: Start, say: Callable[[str], None]):
         self.runs = {run.name: run for run in runs}
         self.start, self.say = start, say
         self.waiting = list(runs)
         self.free = list(range(jobs))
-        self.active: dict[str, tuple[Process, int, float]] = {}  # with its slot and its start
+        self.active: dict[str, _Active] = {}
+        self.elsewhere: set[str] = set()
         self.outcome = Outcome()
         self.signum = 0
         self.told = time.monotonic()
@@ -117,7 +142,7 @@ class _Runner:
             while (self.waiting or self.active) and not self.signum:
                 self._start_ready()
                 self._collect()
-                if self.active:
+                if self.active or self.waiting:
                     self._tell()
                     time.sleep(_POLL_SECONDS)
             if self.signum:
@@ -126,38 +151,55 @@ class _Runner:
         return self.outcome
 
     def _start_ready(self) -> None:
+        """Start what can be started. A run that another command trains is waited for."""
         for run in list(self.waiting):
             broken = [name for name in run.needs if name in self.outcome.failed]
             if broken:
                 self.waiting.remove(run)
                 self._fail(run, f"it needs {broken[0]}, which failed")
             elif self.free and all(name in self.outcome.results for name in run.needs):
+                lock = take_lock(run.log.with_suffix(".lock"))
+                if lock is None:
+                    self._wait_for(run)
+                    continue
                 self.waiting.remove(run)
-                self._launch(run)
+                self._launch(run, lock)
 
-    def _launch(self, run: Run) -> None:
+    def _wait_for(self, run: Run) -> None:
+        if run.name not in self.elsewhere:
+            self.elsewhere.add(run.name)
+            self.say(f"{self._place()} {run.name}: another command trains it, waiting")
+
+    def _launch(self, run: Run, lock: IO[bytes]) -> None:
+        result = run.result()
+        if result is not None:  # another command's
+            lock.close()
+            self.outcome.results[run.name] = result
+            return
         try:
             if run.prepare is not None:
                 run.prepare({name: self.runs[name].folder.path for name in run.needs})
         except (ValueError, OSError) as error:
+            lock.close()
             return self._fail(run, str(error))
         slot = self.free.pop(0)
         self.say(f"{self._place()} {run.name}: started")
-        self.active[run.name] = (self.start(run, slot), slot, time.monotonic())
+        self.active[run.name] = _Active(self.start(run, slot, lock), slot, time.monotonic(), lock)
 
     def _collect(self) -> None:
-        for name, (process, slot, began) in list(self.active.items()):
-            status = process.poll()
+        for name, active in list(self.active.items()):
+            status = active.process.poll()
             if status is None:
                 continue
             del self.active[name]
-            self.free.append(slot)
+            active.lock.close()
+            self.free.append(active.slot)
             run, result = self.runs[name], self.runs[name].result()
             if status == 0 and result is not None:
                 self.outcome.results[name] = result
                 accuracy = result["test_accuracy"]
                 figure = "done" if accuracy is None else f"{accuracy:.2%} on the test set"
-                self.say(f"{self._place()} {name}: {figure}, {time.monotonic() - began:.0f} s")
+                self.say(f"{self._place()} {name}: {figure}, {time.monotonic() - active.began:.0f} s")
             else:
                 self._fail(run, f"exit status {status}; {run.log}:\n{log_tail(run.log)}")
 
@@ -178,10 +220,11 @@ class _Runner:
             self.say(f"{self._place()} {name}: {log_tail(self.runs[name].log, 1)}")
 
     def _stop(self) -> None:
-        for process, _, _ in self.active.values():
-            process.terminate()  # they save a checkpoint; a terminal's Ctrl-C has reached them already
-        for process, _, _ in self.active.values():
-            process.wait()
+        for active in self.active.values():
+            active.process.terminate()  # they save a checkpoint; a terminal's Ctrl-C has reached them already
+        for active in self.active.values():
+            active.process.wait()
+            active.lock.close()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -20,7 +20,8 @@ __all__ = ["Run", "Settings", "parse_setting", "plain_runs", "steps_of"]
 _IMAGES = {
     "cifar10": 50_000,
     "cifar100": 50_000,
-    "svhn": 73_257 + 531_131,
+    "svhn": 73_257,
+    "svhn-extra": 73_257 + 531_131,
     "fashion-mnist": 60_000,
     "digits": 1_347,
 }
@@ -165,7 +166,7 @@ def _words(name: str, value: Any) -> list[str]:
 
 def _data_dir(dataset: str, data_dir: Path) -> Path:
     """CIFAR's readers look for their folder in data_dir themselves; SVHN's and ImageNet's may have one there too."""
-    below = {"svhn": "svhn", "folder": "imagenet"}.get(dataset)
+    below = {"svhn": "svhn", "svhn-extra": "svhn", "folder": "imagenet"}.get(dataset)
     return data_dir / below if below is not None and (data_dir / below).is_dir() else data_dir
 
 

@@ -56,14 +56,21 @@ class Report:
     results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
     failed: Mapping[str, str]
 
-    def summary(self, key: tuple[str, str]) -> Summary | None:
-        accuracies = [run["test_accuracy"] for run in self.results.get(key, ())]
-        return summarize([value for value in accuracies if value is not None])
+    def summary(self, key: tuple[str, str], figure: str = "test_accuracy") -> Summary | None:
+        """figure: a key of result.json that holds a share."""
+        shares = [run.get(figure) for run in self.results.get(key, ())]
+        return summarize([share for share in shares if share is not None])
 
     @property
     def here(self) -> str:
         """What our figures are called: a share of the epochs is said beside each of them."""
         return "here" if self.settings.short == 1 else f"here, × {self.settings.short:g} of the epochs"
+
+    @property
+    def changed(self) -> str:
+        """What --set made different, for a title."""
+        text = ", ".join(f"{name}={_text(value)}" for name, value in self.settings.changes().items())
+        return f", with {text}" if text else ""
 
     def remarks(self) -> list[str]:
         lines = [
@@ -73,9 +80,8 @@ class Report:
             lines.append(
                 f"trained for {self.settings.short:g} of the recipes' epochs (--short): not the papers' experiment"
             )
-        if changes := self.settings.changes():
-            text = ", ".join(f"{name}={value}" for name, value in changes.items())
-            lines.append(f"with {text} (--set): not the papers' experiment")
+        if self.changed:
+            lines.append(f"{self.changed.removeprefix(', ')} (--set): not the papers' experiment")
         counts = {key: one.count for key in self.grid.cells if (one := self.summary(key)) is not None}
         short_of = sum(count < self.seeds for count in counts.values())
         missing = len(self.grid.cells) - len(counts)
@@ -90,10 +96,19 @@ class Report:
         ours, published = [], []
         for column in self.grid.columns:
             cell = self.grid.cells.get((row, column))
-            mine = self.summary((row, column))
-            ours.append("" if cell is None else "not run" if mine is None else _with_count(mine, self.seeds))
+            ours.append("" if cell is None else self._ours((row, column), cell))
             published.append("" if cell is None or cell.published is None else str(cell.published))
         return ours, published
+
+    def _ours(self, key: tuple[str, str], cell: Cell) -> str:
+        mine = self.summary(key)
+        if mine is None:
+            return "not run"
+        text = str(mine) if mine.count in (1, self.seeds) else f"{mine} ({mine.count} runs)"
+        if cell.published is None or cell.published.top5 is None:
+            return text
+        top5 = self.summary(key, "test_top5")
+        return f"{text} / {'not measured' if top5 is None else top5}"
 
     def text(self) -> str:
         lines = [["", *self.grid.columns.values()]]
@@ -171,7 +186,7 @@ class Report:
             axes.plot([], [], "o", color=BLUE, label=f"{self.here}, 95 % interval")
             axes.plot([], [], "D", color=VERMILLION, label="published")
             figure.legend(loc="outside lower center", ncols=2)
-            figure.suptitle(plain_text(self.grid.title, 120), parse_math=False)
+            figure.suptitle(plain_text(self.grid.title + self.changed, 150), parse_math=False, wrap=True)
             write_png(figure, out)
 
     def write(self, folder: Path) -> list[Path]:
@@ -185,10 +200,6 @@ class Report:
         paths[1].write_text(self.markdown() + "\n", encoding="utf-8")
         self.plot(paths[2])
         return paths
-
-
-def _with_count(mine: Summary, seeds: int) -> str:
-    return str(mine) if mine.count in (1, seeds) else f"{mine} ({mine.count} runs)"
 
 
 def _mark(axes: Any, place: int, mine: Summary | None, cell: Cell | None) -> None:
@@ -210,6 +221,7 @@ def _mark(axes: Any, place: int, mine: Summary | None, cell: Cell | None) -> Non
 _KEPT = (
     "seed",
     "test_accuracy",
+    "test_top5",
     "test_loss",
     "train_accuracy",
     "train_accuracy_on_truth",
@@ -227,6 +239,10 @@ _KEPT = (
 
 def _kept(run: Mapping[str, Any]) -> dict[str, Any]:
     return {name: run.get(name) for name in _KEPT}
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _plain(value: Any) -> Any:
