@@ -77,6 +77,7 @@ def test_a_wrong_value_names_field_value_and_what_it_should_be(section, values, 
         ),
         ({"epochs": 5, "warmup_epochs": 5.0}, r"warmup_epochs was 5; it should be below epochs \(5\)"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov was true with momentum 0"),
+        ({"threshold_set": 1, "exclude": "x.csv"}, "threshold_set was 1 with exclude 'x.csv'"),
         ({"update": "forward", "grad_accum_steps": 2}, "update was 'forward' with grad_accum_steps 2"),
         ({"update": "forward", "amp_dtype": "fp16"}, "update was 'forward'"),
         ({"update": "forward", "on_bad_image": "skip"}, "update was 'forward' with on_bad_image 'skip'"),
@@ -116,7 +117,7 @@ def test_every_recipe_loads():
     }
     tables |= {"svhn-wrn28-10", "cifar10-resnet32-aum", "cifar100-resnet32-aum"}
     humans = {f"cifar10n-{name}" for name in ("aggre", "random1", "random2", "random3", "worse")}
-    expected = tables | humans | {"demo", "digits", "fashion-mnist"}
+    expected = tables | humans | {"demo", "digits", "fashion-mnist", "fashion-mnist-aum"}
     assert set(recipe_names()) == expected
     for name in recipe_names():
         assert load_config(name).run.recipe == name

@@ -216,6 +216,17 @@ GRIDS: dict[str, Grid] = {
             notes=("published: AUM's authors' response to their reviewers, to whole per cents",),
         ),
         _detection(
+            "fashion-mnist",
+            "Test accuracy (%) of the small CNN on Fashion-MNIST, wrong labels injected: the protocols on a CPU",
+            {
+                "fashion-mnist": ("right labels", "fashion-mnist"),
+                "fashion-mnist-uniform-20": ("20 % uniform", "fashion-mnist+noise-uniform-20"),
+                "fashion-mnist-uniform-40": ("40 % uniform", "fashion-mnist+noise-uniform-40"),
+            },
+            {},
+            notes=("nothing is published",),
+        ),
+        _detection(
             "cifar10n",
             "Test accuracy (%) of ResNet-32 on CIFAR-10N's human labels",
             {

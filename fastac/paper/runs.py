@@ -34,7 +34,7 @@ _OWN = {
     "device": "--device",
     "short": "--short",
 }
-_MADE = ("name", "exclude", "threshold_set", "loss")
+_MADE = ("dataset", "name", "exclude", "threshold_set", "loss")
 
 
 @dataclass(frozen=True)
