@@ -117,7 +117,7 @@ def test_every_recipe_loads():
     }
     tables |= {"svhn-wrn28-10", "cifar10-resnet32-aum", "cifar100-resnet32-aum"}
     humans = {f"cifar10n-{name}" for name in ("aggre", "random1", "random2", "random3", "worse")}
-    expected = tables | humans | {"demo", "digits", "fashion-mnist", "fashion-mnist-aum"}
+    expected = tables | humans | {"demo", "demo-aum", "digits", "fashion-mnist", "fashion-mnist-aum"}
     assert set(recipe_names()) == expected
     for name in recipe_names():
         assert load_config(name).run.recipe == name

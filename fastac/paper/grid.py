@@ -216,6 +216,16 @@ GRIDS: dict[str, Grid] = {
             notes=("published: AUM's authors' response to their reviewers, to whole per cents",),
         ),
         _detection(
+            "digits",
+            "Test accuracy (%) of the small CNN on digits, wrong labels injected: the protocols in minutes on a CPU",
+            {
+                "demo": ("20 % uniform", "demo"),
+                "demo-uniform-40": ("40 % uniform", "demo+noise-uniform-40"),
+            },
+            {},
+            notes=("nothing is published",),
+        ),
+        _detection(
             "fashion-mnist",
             "Test accuracy (%) of the small CNN on Fashion-MNIST, wrong labels injected: the protocols on a CPU",
             {

@@ -114,7 +114,8 @@ class Report:
         lines = [["", *self.grid.columns.values()]]
         for row, name in self.grid.rows.items():
             ours, published = self._cells(row)
-            lines += [[name, *[""] * len(ours)], [f"  {self.here}", *ours], ["  published", *published]]
+            lines += [[name, *[""] * len(ours)], [f"  {self.here}", *ours]]
+            lines += [["  published", *published]] if any(published) else []
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         padded = (
             "  ".join(
@@ -136,7 +137,8 @@ class Report:
         for row, name in self.grid.rows.items():
             ours, published = self._cells(row)
             lines.append(f"| {name} | {self.here} | {' | '.join(ours)} |")
-            lines.append(f"| | published | {' | '.join(published)} |")
+            if any(published):
+                lines.append(f"| | published | {' | '.join(published)} |")
         return "\n".join([*lines, "", *(f"- {remark}" for remark in self.remarks())])
 
     def record(self) -> dict[str, Any]:
@@ -184,7 +186,8 @@ class Report:
                 axes.grid(alpha=0.3, axis="y")
             axes = figure.axes[0]
             axes.plot([], [], "o", color=BLUE, label=f"{self.here}, 95 % interval")
-            axes.plot([], [], "D", color=VERMILLION, label="published")
+            if any(cell.published for cell in self.grid.cells.values()):
+                axes.plot([], [], "D", color=VERMILLION, label="published")
             figure.legend(loc="outside lower center", ncols=2)
             figure.suptitle(plain_text(self.grid.title + self.changed, 150), parse_math=False, wrap=True)
             write_png(figure, out)
