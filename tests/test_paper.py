@@ -20,8 +20,8 @@ from fastac.paper.aum import aum_after_first_epoch, aum_runs, flagged_ids
 from fastac.paper.figure3 import trimmed_chain
 from fastac.paper.grid import GRIDS, figure3
 from fastac.paper.published import TABLES, Published
-from fastac.paper.runs import Settings
-from fastac.paper.tables import summarize
+from fastac.paper.runs import Run, Settings
+from fastac.paper.tables import Report, summarize
 from fastac.run import RunFolder
 
 SMALL = ["--device", "cpu", "--set", "model=cnn", "batch_size=20", "tensorboard=false", "threads=1"]
@@ -197,6 +197,27 @@ def test_the_aum_runs_follow_the_protocol(table6):
         (output / "cifar10-resnet32-without-flagged-seed1-short0.01" / "result.json").read_text()
     )
     assert (last["left_out"], last["loss"], last["epochs"], last["classes"]) == (len(wanted), "ce", 3, 10)
+
+
+def test_what_was_removed(tmp_path):
+    """Six labels, of which 1 and 4 are wrong; 4 and 5 are left out."""
+    (tmp_path / "ids.csv").write_text("index\n4\n5\n")
+    run = Run("run", "digits", Settings(tmp_path), {"exclude": str(tmp_path / "ids.csv")})
+    run.folder.path.mkdir()
+    run.folder.result.write_text(json.dumps({"test_accuracy": 0.5}))
+    run.folder.environment.write_text(json.dumps({"git": None, "device": "x", "started": "now"}))
+    given, truth = [0, 1, 2, 3, 4, 5], [0, 0, 2, 3, 0, 5]
+    run.folder.write_labels(np.array(given), np.array(truth))
+    removed = run.result()["removed"]
+    assert removed == {"labels": 6, "removed": 2, "wrong": 2, "wrong_removed": 1}
+    grid = GRIDS["digits"].select(["demo"], ["aum"])
+    report = Report(grid, Settings(tmp_path), 1, {("demo", "aum"): [run.result()]}, {})
+    assert (
+        "20 % uniform, AUM: 33.33% of the labels left out, 50.0% of these wrong; 50.0% of the wrong ones left out"
+        in report.text().splitlines()
+    )
+    run.folder.write_labels(np.array(given), None)
+    assert run.result()["removed"] == {"labels": 6, "removed": 2}
 
 
 def test_flagged_ids_of_runs_that_do_not_belong_together(table6):

@@ -78,7 +78,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         raise ValueError(f"seeds was {options.seeds}; it should be at least 1")
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise ValueError(f"data_dir was {str(options.data_dir)!r}; there is no such folder")
-    values: dict[str, Any] = {"short": options.short, "device": options.device}
+    values: dict[str, Any] = {} if options.short == 1 else {"short": options.short}
+    values["device"] = options.device
     values |= dict(parse_setting(text) for text in options.set)
     on_cpu = options.device == "cpu" or not torch.cuda.is_available()
     if options.jobs > 1 and on_cpu:

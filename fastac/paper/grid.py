@@ -95,6 +95,7 @@ def _table(
     *,
     behind: Mapping[str, str] | None = None,
     data: bool = False,
+    notes: tuple[str, ...] = (_SEEDS,),
 ) -> Grid:
     """A grid whose columns are variants. behind: by column, a variant to put behind it. data: rows name it too."""
     published = TABLES[name]
@@ -106,7 +107,7 @@ def _table(
             if figure is not None:
                 recipe = "+".join(part for part in (base, column, (behind or {}).get(column)) if part)
                 cells[base, column] = Cell(recipe, plain_runs, figure)
-    return Grid(name, title, rows, {column: _COLUMNS[column] for column in columns}, cells, (_SEEDS,))
+    return Grid(name, title, rows, {column: _COLUMNS[column] for column in columns}, cells, notes)
 
 
 _AUM_COLUMNS = {"baseline": "Baseline", "aum": "AUM", "ac1": "AC1"}
@@ -188,12 +189,14 @@ GRIDS: dict[str, Grid] = {
             "Table 4: test accuracy (%) on SVHN, core and extra training sets",
             _SIX,
             behind=dict.fromkeys(_SIX[1:], "cutout-20"),
+            notes=(),
         ),
         _table(
             "table5",
             "Table 5: top-1 / top-5 test accuracy (%) on ImageNet",
             ("baseline", "aa", "faa", "ac2-aa"),
             behind=dict.fromkeys(("aa", "faa", "ac2-aa"), "cutout-0"),
+            notes=(),
         ),
         _detection(
             "table6",

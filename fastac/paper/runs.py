@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from fastac.config import SECTIONS, Config, load_config, parse_command_line, read_config, resumed_config
+from fastac.data import read_id_file
+from fastac.extras import require
 from fastac.run import RunFolder
 
 __all__ = ["Run", "Settings", "parse_setting", "plain_runs", "steps_of"]
@@ -146,7 +148,22 @@ class Run:
             return None
         result: dict[str, Any] = json.loads(self.folder.result.read_text(encoding="utf-8"))
         made_by = json.loads(self.folder.environment.read_text(encoding="utf-8"))
-        return {**result, **{name: made_by[name] for name in ("git", "device", "started")}}
+        stamp = {name: made_by[name] for name in ("git", "device", "started")}
+        return {**result, **stamp, "removed": self._removed()}
+
+    def _removed(self) -> dict[str, int] | None:
+        """Of a run that leaves samples out: how many of how many labels, and how many of them are wrong, of how many in
+        all, where that is known."""
+        exclude = self.values.get("exclude")
+        if exclude is None or not Path(exclude).is_file():
+            return None
+        frame = require("pandas", "report").read_csv(self.folder.labels)
+        ids = read_id_file(Path(exclude), num_samples=len(frame))
+        counts = {"labels": len(frame), "removed": len(ids)}
+        if "true_label" in frame:
+            wrong = (frame["given_label"] != frame["true_label"]).to_numpy()
+            counts |= {"wrong": int(wrong.sum()), "wrong_removed": int(wrong[ids].sum())}
+        return counts
 
 
 def _with_exclude_of(config: Config, stored: Config) -> Config:

@@ -89,7 +89,23 @@ class Report:
             lines.append(
                 f"{missing} cell(s) without a finished run, {short_of} with fewer seeds than {self.seeds}"
             )
-        return [*lines, *self.grid.notes]
+        return [*lines, *self._removals(), *self.grid.notes]
+
+    def _removals(self) -> list[str]:
+        """What the runs left out that leave something out, over the seeds."""
+        lines = []
+        for (row, column), runs in self.results.items():
+            counts = [run["removed"] for run in runs if run.get("removed") is not None]
+            if not counts:
+                continue
+            total = {name: sum(count.get(name, 0) for count in counts) for name in _COUNTS}
+            text = f"{total['removed'] / total['labels']:.2%} of the labels left out"
+            if total["wrong"]:
+                of_removed = total["wrong_removed"] / max(total["removed"], 1)
+                of_wrong = total["wrong_removed"] / total["wrong"]
+                text += f", {of_removed:.1%} of these wrong; {of_wrong:.1%} of the wrong ones left out"
+            lines.append(f"{self.grid.rows[row]}, {self.grid.columns[column]}: {text}")
+        return lines
 
     def _cells(self, row: str) -> tuple[list[str], list[str]]:
         """Ours and the published ones of a row, as text."""
@@ -221,6 +237,7 @@ def _mark(axes: Any, place: int, mine: Summary | None, cell: Cell | None) -> Non
         )
 
 
+_COUNTS = ("labels", "removed", "wrong", "wrong_removed")
 _KEPT = (
     "seed",
     "test_accuracy",
@@ -230,6 +247,7 @@ _KEPT = (
     "train_accuracy_on_truth",
     "train_images",
     "left_out",
+    "removed",
     "epochs",
     "short",
     "steps",
