@@ -15,25 +15,31 @@ __all__ = ["CIFAR10N", "NOISE", "TABLES", "TABLE_7", "Published", "Setting"]
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of a table, per cent. plus_minus: the paper's ±, of five runs; it does not say which interval it is."""
+    """A figure of a table, per cent. plus_minus: the paper's ±, of five runs; it does not say which interval it is.
+    places: decimal places that were published."""
 
     accuracy: float
     plus_minus: float | None = None
     top5: float | None = None
+    places: int = 2
 
     def __str__(self) -> str:
         spread = "" if self.plus_minus is None else f" ± {self.plus_minus:.2f}"
-        return f"{self.accuracy:.2f}{spread}" + ("" if self.top5 is None else f" / {self.top5:.2f}")
+        return f"{self.accuracy:.{self.places}f}{spread}" + (
+            "" if self.top5 is None else f" / {self.top5:.2f}"
+        )
 
 
-def _row(*cells: float | tuple[float, float] | Published | None) -> tuple[Published | None, ...]:
-    """A table's row: figures, (figure, ±), None where the table has a dash."""
+def _row(
+    *cells: float | None | tuple[float, float] | Published, places: int = 2
+) -> tuple[Published | None, ...]:
+    """A table's row: figures, (figure, ±), None where the table has a dash. places: of the figures without a ±."""
     return tuple(
         cell
         if cell is None or isinstance(cell, Published)
         else Published(*cell)
         if isinstance(cell, tuple)
-        else Published(cell)
+        else Published(cell, places=places)
         for cell in cells
     )
 
@@ -64,8 +70,8 @@ TABLES: dict[str, dict[str, tuple[Published | None, ...]]] = {
         ),
     },
     "table6": {
-        "cifar10-resnet32": _row(91.9, 92.1, (92.75, 0.06)),
-        "cifar100-resnet32": _row(67.0, 68.2, (69.13, 0.24)),
+        "cifar10-resnet32": _row(91.9, 92.1, (92.75, 0.06), places=1),
+        "cifar100-resnet32": _row(67.0, 68.2, (69.13, 0.24), places=1),
     },
     "table8": {
         "cifar10-wrn40-2": _row(96.30, (96.56, 0.11), (96.54, 0.11)),
@@ -78,8 +84,8 @@ TABLES: dict[str, dict[str, tuple[Published | None, ...]]] = {
 
 # The response says "reduces error from 43% to 12%; without augmentation, … from 51% to 20%", of 40 % noise.
 NOISE: dict[str, tuple[Published | None, ...]] = {
-    "cifar10-uniform-40": _row(57, 88, None),
-    "cifar10-uniform-40-no-augment": _row(49, 80, None),
+    "cifar10-uniform-40": _row(57, 88, None, places=0),
+    "cifar10-uniform-40-no-augment": _row(49, 80, None, places=0),
 }
 """Baseline, AUM and AC1 with wrong labels injected, where they are published (AUM's authors' response)."""
 
