@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from paper_data import write_cifar10
 from paper_process import InProcess
 from training_runs import without_pictures
@@ -337,6 +338,19 @@ def test_a_signal_stops_the_runs_with_a_checkpoint(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "here, × 0.02 of the epochs" in text
     assert "92.75 ± 0.06" in text
+
+
+@pytest.mark.gpu
+@pytest.mark.dist
+def test_two_seeds_side_by_side_on_a_gpu(tmp_path, capsys):
+    write_cifar10(tmp_path / "data", 200, 40)
+    words = ["table6", "--rows", "cifar10-resnet32", "--columns", "ac1", "--seeds", "2", "--jobs", "2"]
+    words += ["--data-dir", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--device", "cuda"]
+    words += ["--short", "0.01", "--set", "batch_size=20", "tensorboard=false"]
+    assert main(words) == 0, capsys.readouterr().err
+    record = json.loads((tmp_path / "out" / "table6-short0.01.json").read_text())
+    names = [run["device"] for cell in record["cells"] for run in cell["runs"]]
+    assert names == [torch.cuda.get_device_name()] * 2
 
 
 def wait_for(condition, process, seconds=60):

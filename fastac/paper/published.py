@@ -31,7 +31,7 @@ class Published:
 
 
 def _row(
-    *cells: float | None | tuple[float, float] | Published, places: int = 2
+    *cells: float | tuple[float, float] | Published | None, places: int = 2
 ) -> tuple[Published | None, ...]:
     """A table's row: figures, (figure, ±), None where the table has a dash. places: of the figures without a ±."""
     return tuple(
