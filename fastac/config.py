@@ -104,6 +104,13 @@ class DataConfig(Section):
     )
     noise_rate: float = key(0.0, "share of the training labels to flip", low=0, below=1)
     noise_seed: int = key(0, "seed of the injected noise", low=0)
+    threshold_set: int = key(
+        0,
+        "1 or 2: a run of AUM's threshold samples, first or second set, which get the label of a class that does not "
+        "exist; 0: none",
+        low=0,
+        high=2,
+    )
     train_limit: int | None = key(None, "train on the first so many images only", low=1)
     image_size: int | None = key(None, "side in pixels that image files are brought to", low=4)
     loader: str = key(
@@ -327,6 +334,11 @@ class Config:
         _require(
             data.label_truth == "none" or data.labels is not None,
             "label_truth was 'dataset' without labels; it should come with a label file in labels",
+        )
+        _require(
+            data.threshold_set == 0 or data.exclude is None,
+            f"threshold_set was {data.threshold_set} with exclude {data.exclude!r}; it should be 0 there: a threshold "
+            "sample that is left out gives no threshold",
         )
         _require(
             (opt.schedule == "multistep") == bool(opt.milestones),

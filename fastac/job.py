@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from fastac.dynamics import TrainingDynamics
 from fastac.ema import WeightAverage
 from fastac.engine import Engine
 from fastac.graphs import capture_network
+from fastac.issues import draw_threshold_sets
 from fastac.loss import AutoCleansingLoss
 from fastac.metrics import Meter
 from fastac.models import create_model
@@ -92,10 +93,28 @@ def load_data(config: Config) -> TrainingData:
             class_groups=samples.class_groups,
             dataset=c.dataset,
         )
+    if c.threshold_set:
+        dataset, given = _with_threshold_samples(dataset, given, c.threshold_set, config.run.seed)
     if c.exclude is None:
         return TrainingData(dataset, given, truth)
     excluded = read_id_file(Path(c.exclude), num_samples=len(samples))
     return TrainingData(dataset, given, truth, excluded)
+
+
+def _with_threshold_samples(
+    dataset: Dataset, given: np.ndarray, number: int, seed: int
+) -> tuple[Dataset, np.ndarray]:
+    """The data set with a class K that does not exist, and (N,) int64 labels of which the set `number` (1 or 2) of
+    AUM's threshold samples has it. Both sets of a seed are disjoint."""
+    samples, test = dataset.train, dataset.test
+    given = given.copy()
+    given[draw_threshold_sets(len(samples), samples.num_classes, seed)[number - 1]] = samples.num_classes
+    names = (*samples.class_names, "threshold sample")
+    return Dataset(
+        dataset.name,
+        replace(samples, class_names=names, class_groups=None),
+        None if test is None else replace(test, class_names=names, class_groups=None),
+    ), given
 
 
 def _read_labels(spec: str, data_dir: str | None, samples: Samples, limit: int | None) -> np.ndarray:

@@ -361,6 +361,7 @@ def finish(job: Job, folder: RunFolder, test: TestFigures, train: Evaluation) ->
         "test_images": None if test.network is None else test.network.rows,
         "classes": data.dataset.train.num_classes,
         "model": config.model.model,
+        "left_out": len(data.excluded),
         "parameters": job.parameters,
         "loss": config.loss.loss,
         "seed": config.run.seed,

@@ -77,6 +77,7 @@ def test_a_wrong_value_names_field_value_and_what_it_should_be(section, values, 
         ),
         ({"epochs": 5, "warmup_epochs": 5.0}, r"warmup_epochs was 5; it should be below epochs \(5\)"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov was true with momentum 0"),
+        ({"threshold_set": 1, "exclude": "x.csv"}, "threshold_set was 1 with exclude 'x.csv'"),
         ({"update": "forward", "grad_accum_steps": 2}, "update was 'forward' with grad_accum_steps 2"),
         ({"update": "forward", "amp_dtype": "fp16"}, "update was 'forward'"),
         ({"update": "forward", "on_bad_image": "skip"}, "update was 'forward' with on_bad_image 'skip'"),
@@ -108,18 +109,21 @@ def test_whole_numbers_are_taken_for_floats():
 
 
 def test_every_recipe_loads():
-    expected = {
-        "cifar10-resnet32",
-        "cifar10-wrn40-2",
-        "cifar100-resnet32",
-        "cifar100-wrn40-2",
-        "cifar10n-worse",
-        "demo",
-        "digits",
-        "fashion-mnist",
+    tables = {f"cifar10-{name}" for name in ("resnet32", "wrn40-2", "wrn28-10", "pyramidnet")}
+    tables |= {f"cifar10-shake-shake-26-2x{width}d" for width in (32, 96, 112)}
+    tables |= {
+        f"cifar100-{name}"
+        for name in ("resnet32", "wrn40-2", "wrn28-10", "shake-shake-26-2x96d", "pyramidnet")
+    }
+    tables |= {
         "imagenet-resnet50",
         "imagenet-resnet50-fast",
+        "svhn-wrn28-10",
+        "cifar10-resnet32-aum",
+        "cifar100-resnet32-aum",
     }
+    humans = {f"cifar10n-{name}" for name in ("aggre", "random1", "random2", "random3", "worse")}
+    expected = tables | humans | {"demo", "demo-aum", "digits", "fashion-mnist", "fashion-mnist-aum"}
     assert set(recipe_names()) == expected
     for name in recipe_names():
         assert load_config(name).run.recipe == name

@@ -47,7 +47,7 @@ LAYERS = [
     ["job", "run", "stopping"],
     ["evaluation", "reporting"],
     ["train"],
-    ["demo", "plan", "review", "apply"],
+    ["demo", "plan", "review", "apply", "paper"],
 ]
 
 

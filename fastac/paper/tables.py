@@ -1,0 +1,283 @@
+"""Our figures beside the published ones: text, Markdown, a picture and a JSON record."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastac.extras import require
+from fastac.paper.grid import Cell, Grid
+from fastac.paper.runs import Settings
+from fastac.report.plots import BLUE, VERMILLION, drawing, new_figure, plain_text, write_png
+from fastac.run import environment, write_json
+
+__all__ = ["Report", "Summary", "collect", "summarize"]
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Accuracy over seeds, per cent. half: of the 95 % interval of the mean (Student's t), None for a single run."""
+
+    mean: float
+    half: float | None
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + (" (1 run)" if self.half is None else f" ± {self.half:.2f}")
+
+
+def summarize(accuracies: Sequence[float]) -> Summary | None:
+    """accuracies: shares in [0, 1], one a seed. None where there is none."""
+    if not accuracies:
+        return None
+    percent, count = [100 * value for value in accuracies], len(accuracies)
+    if count == 1:
+        return Summary(percent[0], None, 1)
+    quantile = float(require("scipy.stats", "train").t.ppf(0.975, count - 1))
+    return Summary(statistics.mean(percent), quantile * statistics.stdev(percent) / math.sqrt(count), count)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A grid with what its runs gave. results: by row and column, of each seed that came to its end. failed: by run,
+    why."""
+
+    grid: Grid
+    settings: Settings
+    seeds: int
+    results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
+    failed: Mapping[str, str]
+
+    def summary(self, key: tuple[str, str], figure: str = "test_accuracy") -> Summary | None:
+        """figure: a key of result.json that holds a share."""
+        shares = [run.get(figure) for run in self.results.get(key, ())]
+        return summarize([share for share in shares if share is not None])
+
+    @property
+    def here(self) -> str:
+        """What our figures are called: a share of the epochs is said beside each of them."""
+        return "here" if self.settings.short == 1 else f"here, × {self.settings.short:g} of the epochs"
+
+    @property
+    def changed(self) -> str:
+        """What --set made different, for a title."""
+        text = ", ".join(f"{name}={_text(value)}" for name, value in self.settings.changes().items())
+        return f", with {text}" if text else ""
+
+    def remarks(self) -> list[str]:
+        lines = [
+            f"here: mean ± 95 % interval of the mean (Student's t) over {self.seeds} seed(s), last epoch"
+        ]
+        if self.settings.short != 1:
+            lines.append(
+                f"trained for {self.settings.short:g} of the recipes' epochs (--short): not the papers' experiment"
+            )
+        if self.changed:
+            lines.append(f"{self.changed.removeprefix(', ')} (--set): not the papers' experiment")
+        counts = {key: one.count for key in self.grid.cells if (one := self.summary(key)) is not None}
+        short_of = sum(count < self.seeds for count in counts.values())
+        missing = len(self.grid.cells) - len(counts)
+        if missing or short_of:
+            lines.append(
+                f"{missing} cell(s) without a finished run, {short_of} with fewer seeds than {self.seeds}"
+            )
+        return [*lines, *self._removals(), *self.grid.notes]
+
+    def _removals(self) -> list[str]:
+        """What the runs left out that leave something out, over the seeds."""
+        lines = []
+        for (row, column), runs in self.results.items():
+            counts = [run["removed"] for run in runs if run.get("removed") is not None]
+            if not counts:
+                continue
+            total = {name: sum(count.get(name, 0) for count in counts) for name in _COUNTS}
+            text = f"{total['removed'] / total['labels']:.2%} of the labels left out"
+            if total["wrong"]:
+                of_removed = total["wrong_removed"] / max(total["removed"], 1)
+                of_wrong = total["wrong_removed"] / total["wrong"]
+                text += f", {of_removed:.1%} of these wrong; {of_wrong:.1%} of the wrong ones left out"
+            lines.append(f"{self.grid.rows[row]}, {self.grid.columns[column]}: {text}")
+        return lines
+
+    def _cells(self, row: str) -> tuple[list[str], list[str]]:
+        """Ours and the published ones of a row, as text."""
+        ours, published = [], []
+        for column in self.grid.columns:
+            cell = self.grid.cells.get((row, column))
+            ours.append("" if cell is None else self._ours((row, column), cell))
+            published.append("" if cell is None or cell.published is None else str(cell.published))
+        return ours, published
+
+    def _ours(self, key: tuple[str, str], cell: Cell) -> str:
+        mine = self.summary(key)
+        if mine is None:
+            return "not run"
+        text = str(mine) if mine.count in (1, self.seeds) else f"{mine} ({mine.count} runs)"
+        if cell.published is None or cell.published.top5 is None:
+            return text
+        top5 = self.summary(key, "test_top5")
+        return f"{text} / {'not measured' if top5 is None else top5}"
+
+    def text(self) -> str:
+        lines = [["", *self.grid.columns.values()]]
+        for row, name in self.grid.rows.items():
+            ours, published = self._cells(row)
+            lines += [[name, *[""] * len(ours)], [f"  {self.here}", *ours]]
+            lines += [["  published", *published]] if any(published) else []
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        padded = (
+            "  ".join(
+                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+            )
+            for line in lines
+        )
+        table = "\n".join(line.rstrip() for line in padded)
+        return "\n".join([self.grid.title, "", table, "", *self.remarks()])
+
+    def markdown(self) -> str:
+        columns = self.grid.columns.values()
+        lines = [
+            f"### {self.grid.title}",
+            "",
+            f"| | | {' | '.join(columns)} |",
+            "|---" * (2 + len(columns)) + "|",
+        ]
+        for row, name in self.grid.rows.items():
+            ours, published = self._cells(row)
+            lines.append(f"| {name} | {self.here} | {' | '.join(ours)} |")
+            if any(published):
+                lines.append(f"| | published | {' | '.join(published)} |")
+        return "\n".join([*lines, "", *(f"- {remark}" for remark in self.remarks())])
+
+    def record(self) -> dict[str, Any]:
+        """Everything, with each run's figures and the revision that made it."""
+        rows = []
+        for (row, column), cell in self.grid.cells.items():
+            mine = self.summary((row, column))
+            rows.append(
+                {
+                    "row": row,
+                    "column": column,
+                    "recipe": cell.recipe,
+                    "short": self.settings.short,
+                    "mean": None if mine is None else mine.mean,
+                    "half_of_95_percent_interval": None if mine is None else mine.half,
+                    "seeds": 0 if mine is None else mine.count,
+                    "published": None if cell.published is None else vars(cell.published),
+                    "runs": [_kept(run) for run in self.results.get((row, column), ())],
+                }
+            )
+        return {
+            "title": self.grid.title,
+            "remarks": self.remarks(),
+            "settings": {name: _plain(value) for name, value in self.settings.values.items()},
+            "environment": environment(torch.device("cpu"), 1),
+            "cells": rows,
+            "failed": dict(self.failed),
+        }
+
+    def plot(self, out: Path) -> None:
+        """Ours with their intervals beside the published ones, a panel a row."""
+        names = list(self.grid.columns.values())
+        count = len(self.grid.rows)
+        with drawing():
+            figure = new_figure(1.6 + 1.3 * len(names), 0.9 + 2.0 * count, layout="constrained")
+            for axes, (row, name) in zip(
+                figure.subplots(count, 1, squeeze=False)[:, 0], self.grid.rows.items(), strict=True
+            ):
+                for place, column in enumerate(self.grid.columns):
+                    _mark(axes, place, self.summary((row, column)), self.grid.cells.get((row, column)))
+                axes.set_xticks(range(len(names)), names)
+                axes.set_xlim(-0.5, len(names) - 0.5)
+                axes.set_ylabel("test accuracy (%)")
+                axes.set_title(plain_text(name, 60), parse_math=False, loc="left", fontsize=10)
+                axes.grid(alpha=0.3, axis="y")
+            axes = figure.axes[0]
+            axes.plot([], [], "o", color=BLUE, label=f"{self.here}, 95 % interval")
+            if any(cell.published for cell in self.grid.cells.values()):
+                axes.plot([], [], "D", color=VERMILLION, label="published")
+            figure.legend(loc="outside lower center", ncols=2)
+            figure.suptitle(plain_text(self.grid.title + self.changed, 150), parse_math=False, wrap=True)
+            write_png(figure, out)
+
+    def write(self, folder: Path) -> list[Path]:
+        """NAME.json, NAME.md and NAME.png."""
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = (
+            self.grid.name if self.settings.short == 1 else f"{self.grid.name}-short{self.settings.short:g}"
+        )
+        paths = [folder / f"{stem}.{suffix}" for suffix in ("json", "md", "png")]
+        write_json(paths[0], self.record())
+        paths[1].write_text(self.markdown() + "\n", encoding="utf-8")
+        self.plot(paths[2])
+        return paths
+
+
+def _mark(axes: Any, place: int, mine: Summary | None, cell: Cell | None) -> None:
+    """Ours to the left of the column's place, the published figure to the right."""
+    if mine is not None:
+        axes.errorbar([place - 0.08], [mine.mean], [mine.half or 0.0], fmt="o", color=BLUE, capsize=3)
+    if cell is not None and cell.published is not None:
+        published = cell.published
+        axes.errorbar(
+            [place + 0.08],
+            [published.accuracy],
+            [published.plus_minus or 0.0],
+            fmt="D",
+            color=VERMILLION,
+            capsize=3,
+        )
+
+
+_COUNTS = ("labels", "removed", "wrong", "wrong_removed")
+_KEPT = (
+    "seed",
+    "test_accuracy",
+    "test_top5",
+    "test_loss",
+    "train_accuracy",
+    "train_accuracy_on_truth",
+    "train_images",
+    "left_out",
+    "removed",
+    "epochs",
+    "short",
+    "steps",
+    "seconds",
+    "git",
+    "device",
+    "started",
+)
+
+
+def _kept(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: run.get(name) for name in _KEPT}
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def collect(
+    grid: Grid, settings: Settings, seeds: int, results: Results, failed: Mapping[str, str]
+) -> Report:
+    """results: by run's name, of the runs that came to their end."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for key, cell in grid.cells.items():
+        for seed in range(seeds):
+            last = cell.runs(seed, settings)[-1]
+            if last.name in results:
+                found.setdefault(key, []).append(results[last.name])
+    return Report(grid, settings, seeds, found, failed)
