@@ -31,6 +31,7 @@ from fastac.data import (
     read_id_file,
     read_label_file,
 )
+from fastac.data.dali_policies import in_dali
 from fastac.data.policies import Policy, find_policy
 from fastac.dynamics import TrainingDynamics
 from fastac.ema import WeightAverage
@@ -263,7 +264,7 @@ class Job:
 
     def _policy(self) -> Policy | str:
         c = self.config
-        if c.data.loader == "dali":  # which has policies of its own by some of the names
+        if c.data.loader == "dali" and in_dali(c.data.aa):
             return c.data.aa
         return find_policy(c.data.aa, c.data.dataset, epochs=c.optimizer.trained_epochs) or "none"
 

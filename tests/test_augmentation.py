@@ -266,9 +266,9 @@ def test_a_run_augments_its_training_batches_only(tmp_path, monkeypatch):
     options = {"aa": "pba-cifar10", "cutout": 2, "reprob": 0.25, "short": 0.5, "epochs": 6}
     configuration = config(tmp_path, name="run", **options)
     job = Job(configuration, create_engine(configuration), load_data(configuration), linear)
-    each = job.train_loader
+    each = job.train_loader.transform
     assert (each.policy.name, each.policy.epochs, each.cutout, each.reprob) == ("pba-cifar10", 3, 2, 0.25)
-    for other in (job.given_loader, job.test_loader):
+    for other in (job.given_loader.transform, job.test_loader.transform):
         assert (other.policy, other.cutout, other.reprob) == (None, 0, 0.0)
     without_pictures(monkeypatch)
     result = train(configuration, create=linear)

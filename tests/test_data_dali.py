@@ -16,7 +16,8 @@ from shard_files import example, jpegs, write_tar, write_tfrecord
 import fastac.data.dali_input as dali_input
 from fastac.data import DaliLoader, EpochSampler, Loader, Samples, UnreadableImageError, load_dataset
 from fastac.data.bad_files import BAD_KINDS, encode_bad
-from fastac.data.dali_erasing import erased_boxes
+from fastac.data.erasing import erased_boxes
+from fastac.data.policies import find_policy
 
 pytest.importorskip("nvidia.dali")
 Image = pytest.importorskip("PIL.Image")
@@ -98,8 +99,13 @@ def test_every_id_exactly_once_an_epoch_over_all_ranks(samples, ranks, aligned):
 
 @pytest.mark.parametrize(
     "options",
-    [POLICY, {"augment": "imagenet"}, {"augment": "crop-flip", "aa": "randaugment-n2-m9"}],
-    ids=["policy", "imagenet", "crop-flip"],
+    [
+        POLICY,
+        {"augment": "imagenet"},
+        {"augment": "crop-flip", "aa": "randaugment-n2-m9"},
+        {**POLICY, "aa": "fast-autoaugment-imagenet"},
+    ],
+    ids=["policy", "imagenet", "crop-flip", "not DALI's"],
 )
 def test_an_epoch_resumed_in_the_middle_has_the_same_images(samples, options):
     whole = list(loader(samples, **options).epoch(2))
@@ -109,6 +115,34 @@ def test_an_epoch_resumed_in_the_middle_has_the_same_images(samples, options):
         for a, b in zip(whole[start:], rest, strict=True):
             assert torch.equal(a.index, b.index)
             assert torch.equal(a.images, b.images)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop-flip"])
+def test_a_policy_that_dali_lacks_is_the_torch_loaders(tmp_path, augment):
+    """To the bit, of images that need no resize."""
+    samples = load(write_folder(tmp_path, 20, (SIZE, SIZE)))
+    options = {"augment": augment, "aa": "fast-autoaugment-imagenet", "cutout": 6, "reprob": 0.5}
+    ours = by_id(loader(samples, **options).epoch(1))
+    expected = by_id(loader(samples, Loader, **options).epoch(1))
+    plain = by_id(loader(samples, augment=augment).epoch(1))
+    for sample, image in expected.items():
+        assert torch.equal(ours[sample], image)
+    assert sum(not torch.equal(ours[i], plain[i]) for i in range(20)) >= 15
+    pba = find_policy("pba-cifar10", "cifar10", epochs=3)
+    assert len(by_id(loader(samples, aa=pba).epoch(0))) == 20
+
+
+def test_a_batch_without_a_readable_image_has_no_rows_with_any_policy(tmp_path):
+    root = write_folder(tmp_path, 6, (SIZE, SIZE))
+    for path in sorted((root / "train" / "a").iterdir()):
+        path.write_bytes(b"no image")
+    samples = load(root, bad="skip")
+    for aa in ("none", "trivialaugment", "fast-autoaugment-imagenet"):
+        batches = list(loader(samples, batch_size=2, shuffle=False, augment="imagenet", aa=aa).epoch(0))
+        assert [len(batch.images) for batch in batches] == [0, 2, 2]
+        assert batches[0].bad == (0, 1)
+        assert batches[0].images.shape == (0, 3, SIZE, SIZE)
+        assert all(batch.images.dtype == torch.float32 for batch in batches)
 
 
 def test_an_image_depends_on_its_id_and_epoch_alone(samples):
@@ -426,15 +460,14 @@ def test_what_is_blanked_and_nothing_else(samples, cutout, reprob):
     ("options", "message"),
     [
         ({"augment": "crops"}, "unknown augment 'crops'"),
-        ({"aa": "randaugment"}, "aa is 'randaugment'; with --loader dali it should be none, autoaugment"),
+        ({"aa": "randaugment"}, "aa is 'randaugment'; it should be randaugment-nN-mM"),
         ({"aa": "randaugment-n2-m31"}, r"\(N at least 1, M 0 to 30\)"),
         ({"aa": "randaugment-n0-m3"}, "aa is 'randaugment-n0-m3'"),
-        ({"aa": "autoaugment-cifar100"}, "aa is 'autoaugment-cifar100'"),
-        ({"aa": "fast-autoaugment-cifar10"}, "which DALI does not have; it comes with --loader torch"),
-        ({"aa": "pba"}, "aa is 'pba', which DALI does not have"),
+        ({"aa": "autoaugment-cifar100"}, "unknown aa 'autoaugment-cifar100'"),
+        ({"aa": "pba"}, "aa is 'pba', which has no policy of its own for the data set None"),
         ({"workers": -1}, "workers is -1; it should be at least 0"),
-        ({"cutout": -2}, "cutout is -2; it should be at least 0"),
-        ({"reprob": 1.5}, "reprob is 1.5; it should be at least 0 and at most 1"),
+        ({"cutout": -2}, "cutout is -2; it should be a side in pixels"),
+        ({"reprob": 1.5}, "reprob is 1.5; it should be a probability"),
         ({"dali_device": "tpu"}, "dali_device is 'tpu'; it should be auto, cpu or gpu"),
         ({"dali_device": "gpu"}, "dali_device is 'gpu' and batches go to cpu"),
         ({"mean": (0.5, 0.5, 0.5)}, "one of mean and std is given"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastac.data.dali_erasing import erased_boxes
 from fastac.data.dali_pipeline import built
 from fastac.data.dali_policies import create_dali_policy
+from fastac.data.erasing import erased_boxes
 from fastac.data.policies import find_policy
 
 dali = pytest.importorskip("nvidia.dali")

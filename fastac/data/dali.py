@@ -15,14 +15,16 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastac.data.augment import check_augmentation
-from fastac.data.dali_erasing import erased_boxes
 from fastac.data.dali_input import Reader, Sample, Step
 from fastac.data.dali_pipeline import Inputs, PipelineSpec, build_decoder, build_pipeline
-from fastac.data.dali_policies import create_dali_policy
+from fastac.data.dali_policies import create_dali_policy, in_dali
 from fastac.data.draws import AUGMENT, integers_below
+from fastac.data.erasing import check_erasing, erased_boxes
 from fastac.data.loader import Batch, loader_statistics
+from fastac.data.policies import Policy, find_policy
 from fastac.data.sampler import EpochSampler
 from fastac.data.samples import EncodedImages, Samples, check_labels
+from fastac.data.transform import BatchTransform
 from fastac.extras import require
 from fastac.rng import hash_bits
 
@@ -35,14 +37,16 @@ class DaliLoader:
     """Iterates over image files or shards in the sampler's order, as `fastac.data.Loader`, by DALI.
 
     samples, labels, sampler, augment, seed, device, mean, std: as for Loader. workers: DALI's threads on this rank, 0:
-    one for each of this rank's cores. aa: a policy of `DALI_POLICIES`, or `none`, applied after the crop. cutout: side
+    one for each of this rank's cores. aa: the policy that comes after the crop. One of `DALI_POLICIES` is made of
+    DALI's operations; others, by name or of `find_policy`, are Loader's, applied to the batch on `device`. cutout: side
     in pixels of the square that Cutout blanks; reprob: probability of random erasing (both: with the mean colour, see
-    `erased_boxes`). dali_device: where images are decoded and augmented: gpu, cpu, or auto, as `device`.
+    `erased_boxes`). dali_device: where images are decoded and DALI augments: gpu, cpu, or auto, as `device`.
 
     Every draw is a function of (seed, epoch, id) made outside of DALI. So what becomes of a sample depends on nothing
     else: `epoch(e, start=s)` yields what `epoch(e)` yields from its batch s on, to the bit on one device, and the crops
     are Loader's. Plain JPEGs (`fastac.data.jpeg`) are decoded by DALI, on a GPU by its hardware or hybrid decoder;
-    everything else, and what DALI fails on, by Pillow. Images are channels-last views, (B, 3, size, size) float32.
+    everything else, and what DALI fails on, by Pillow. Images are (B, 3, size, size) float32, channels-last
+    views where the policy is none or DALI's.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class DaliLoader:
         workers: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        aa: str = "none",
+        aa: str | Policy = "none",
         cutout: int = 0,
         reprob: float = 0.0,
         dali_device: str = "auto",
@@ -71,15 +75,9 @@ class DaliLoader:
         check_augmentation(augment, images)
         if sampler.num_samples != len(samples):
             raise ValueError(f"sampler is for {sampler.num_samples} samples; it should be for {len(samples)}")
-        for name, value, high in (
-            ("workers", workers, np.inf),
-            ("cutout", cutout, np.inf),
-            ("reprob", reprob, 1),
-        ):
-            if not 0 <= value <= high:
-                raise ValueError(
-                    f"{name} is {value}; it should be at least 0" + " and at most 1" * (high == 1)
-                )
+        check_erasing(cutout, reprob)
+        if workers < 0:
+            raise ValueError(f"workers is {workers}; it should be at least 0")
         self.samples, self.sampler, self.augment, self.seed = samples, sampler, augment, seed
         self.cutout, self.reprob = cutout, reprob
         self.device = torch.device(device)
@@ -88,6 +86,19 @@ class DaliLoader:
         self._images = images
         self._labels = torch.from_numpy(labels.copy())
         self._reader = Reader(images, random_crop=augment == "imagenet", seed=seed)
+        dali_policy = isinstance(aa, str) and (aa == "none" or in_dali(aa))
+        self._transform: BatchTransform | None = None
+        if not dali_policy:  # the crop is DALI's all the same
+            self._transform = BatchTransform(
+                augment="none",
+                policy=find_policy(aa) if isinstance(aa, str) else aa,
+                mean=self.mean,
+                std=self.std,
+                cutout=cutout,
+                reprob=reprob,
+                seed=seed,
+                device=self.device,
+            )
         self._spec = PipelineSpec(
             image_size=images.image_size,
             max_batch_size=sampler.batch_size + 2,  # a last batch that took in a smaller one
@@ -96,8 +107,9 @@ class DaliLoader:
             mean=self.mean,
             std=self.std,
             crop=augment in ("crop", "crop-flip"),
-            policy=create_dali_policy(aa, images.image_size),
-            erase=bool(cutout or reprob),
+            policy=create_dali_policy(aa, images.image_size) if isinstance(aa, str) and dali_policy else None,
+            erase=dali_policy and bool(cutout or reprob),
+            pixels=not dali_policy,
         )
         self._idle: list[tuple[Any, _Source]] = []  # pipelines of epochs that are over
         self._said: set[int] = set()
@@ -118,7 +130,7 @@ class DaliLoader:
     def _made(
         self, plan: Iterator[tuple[np.ndarray, int]], epoch: int
     ) -> Iterator[tuple[Step, Tensor | None]]:
-        """Each step with its images, (b, H, W, C) float32 on the pipeline's device, None where it has none."""
+        """Each step with the pipeline's output, (b, H, W, C) on its device, None where it has none."""
         reading = self._reader.steps(plan, epoch)
         steps: Iterator[Step] = reading
         pipeline, source = self._taken()
@@ -178,13 +190,19 @@ class DaliLoader:
         target = self._labels[ids]
         if images is None:
             size = self._images.image_size
-            images = torch.zeros((0, size, size, 3))
+            images = torch.zeros(
+                (0, size, size, 3), dtype=torch.uint8 if self._spec.pixels else torch.float32
+            )
         on_gpu = self.device.type == "cuda"
         images, index, target = (
             (t.pin_memory() if on_gpu and not t.is_cuda else t).to(self.device, non_blocking=True)
             for t in (images, ids, target)
         )
-        return Batch(images.permute(0, 3, 1, 2), target, index, ids, step.global_size, step.bad)
+        if self._transform is None:
+            images = images.permute(0, 3, 1, 2)
+        else:
+            images = self._transform(images, index, ids, step.epoch)
+        return Batch(images, target, index, ids, step.global_size, step.bad)
 
     def inputs(self, step: Step) -> Inputs:
         """What the pipeline is handed for a step, in `PipelineSpec`'s order."""

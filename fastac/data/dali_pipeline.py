@@ -39,6 +39,8 @@ class PipelineSpec:
     """A padded crop at a given place comes after the resize."""
     policy: DaliPolicy | None
     erase: bool
+    pixels: bool = False
+    """What goes out is uint8, mirrored, neither normalised nor erased: somebody else goes on with it."""
 
     @property
     def num_inputs(self) -> int:
@@ -46,8 +48,8 @@ class PipelineSpec:
 
 
 def build_pipeline(spec: PipelineSpec, source: Callable[[], Inputs]) -> Any:
-    """A built pipeline whose run() gives one output, (b, size, size, 3) float32; source raises StopIteration at an
-    epoch's end."""
+    """A built pipeline whose run() gives one output, (b, size, size, 3) float32, or uint8 with `pixels`; source raises
+    StopIteration at an epoch's end."""
     dali = require("nvidia.dali", "dali")
     fn, types = dali.fn, dali.types
 
@@ -77,10 +79,12 @@ def build_pipeline(spec: PipelineSpec, source: Callable[[], Inputs]) -> Any:
                 shape=[spec.image_size] * 2,
                 axes=[0, 1],
                 out_of_bounds_policy="pad",
-                fill_values=[255 * value for value in spec.mean],
+                fill_values=[round(255 * value) for value in spec.mean],
             )
         if spec.policy is not None:
             images = spec.policy.apply(dali, images, next(extra))
+        if spec.pixels:
+            return fn.flip(images, horizontal=mirror)
         images = fn.crop_mirror_normalize(
             images,
             dtype=types.FLOAT,

@@ -16,7 +16,7 @@ import numpy as np
 from fastac.data.draws import POLICY, sample_draws
 from fastac.extras import require
 
-__all__ = ["DALI_POLICIES", "DaliPolicy", "create_dali_policy"]
+__all__ = ["DALI_POLICIES", "DaliPolicy", "create_dali_policy", "in_dali"]
 
 DALI_POLICIES = (
     "autoaugment",
@@ -26,7 +26,6 @@ DALI_POLICIES = (
     "randaugment-nN-mM",
     "trivialaugment",
 )
-_ELSEWHERE = ("fast-autoaugment", "pba")  # policies that DALI lacks
 _BINS = 31  # magnitudes of RandAugment and TrivialAugment are 0 to 30
 _GRAY = 128  # what comes in from outside an image that is moved
 
@@ -67,11 +66,15 @@ class DaliPolicy:
         return images
 
 
+def in_dali(name: str) -> bool:
+    """Whether `name` is one of `DALI_POLICIES`."""
+    return name in DALI_POLICIES or re.fullmatch(r"randaugment-n\d+-m\d+", name) is not None
+
+
 def create_dali_policy(name: str, image_size: int) -> DaliPolicy | None:
     """The policy by name, one of `DALI_POLICIES`; None for `none`. image_size: side in pixels of what it is applied to.
 
-    autoaugment is ImageNet's; M in randaugment-nN-mM is 0 to 30. Raises ValueError for other names, also for those of
-    policies that DALI has no operations for.
+    autoaugment is ImageNet's; M in randaugment-nN-mM is 0 to 30. Raises ValueError for other names.
     """
     if name == "none":
         return None
@@ -84,11 +87,9 @@ def create_dali_policy(name: str, image_size: int) -> DaliPolicy | None:
         return _rand_augment(int(match[1]), int(match[2]), image_size)
     if name == "trivialaugment":
         return _trivial_augment()
-    if name.startswith(_ELSEWHERE):
-        raise ValueError(f"aa is {name!r}, which DALI does not have; it comes with --loader torch")
     raise ValueError(
-        f"aa is {name!r}; with --loader dali it should be none, {', '.join(DALI_POLICIES)} "
-        f"(N at least 1, M 0 to {_BINS - 1})"
+        f"aa is {name!r}; of DALI's operations it should be {', '.join(DALI_POLICIES)} (N at least 1, M 0 to "
+        f"{_BINS - 1})"
     )
 
 

@@ -14,7 +14,7 @@ from fastac.data.policies.geometry import square
 from fastac.data.policies.parcel import Parcel
 from fastac.rng import hash_bits
 
-__all__ = ["check_erasing", "erase"]
+__all__ = ["check_erasing", "erase", "erased_boxes"]
 
 _AREA = (0.02, 1 / 3)  # share of the image
 _LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
@@ -40,17 +40,41 @@ def erase(images: Tensor, host_index: Tensor, *, cutout: int, reprob: float, see
     """
     if (cutout == 0 and reprob == 0) or not len(images):
         return images
-    height, width = images.shape[2:]
+    height, width = images.shape[2], images.shape[3]
+    parcel = Parcel()
+    for rectangles in _drawn(host_index, height, width, cutout=cutout, reprob=reprob, seed=seed, epoch=epoch):
+        parcel.add(rectangles)
+    for sent in parcel.send(images.device):
+        images.masked_fill_(ops.inside(sent, height, width), 0)
+    return images
+
+
+def erased_boxes(
+    ids: np.ndarray, size: int, *, cutout: int, reprob: float, seed: int, epoch: int
+) -> np.ndarray:
+    """(b, R, 4) int32: top, left, height and width of what `erase` puts zero in of size×size images with the ids `ids`,
+    (b,) int64. R is the number of kinds asked for; where nothing is blanked, all four are 0."""
+    host_index = torch.from_numpy(ids)
+    corners = _drawn(host_index, size, size, cutout=cutout, reprob=reprob, seed=seed, epoch=epoch)
+    boxes = [
+        np.stack([top, left, bottom - top, right - left], axis=1) * (bottom > top)[:, None]
+        for left, top, right, bottom in (c.T for c in corners)
+    ]
+    return np.stack(boxes, axis=1).astype(np.int32) if boxes else np.empty((len(ids), 0, 4), dtype=np.int32)
+
+
+def _drawn(
+    host_index: Tensor, height: int, width: int, *, cutout: int, reprob: float, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """The rectangles of each kind that is asked for, (B, 4) int64 each: left, top, right, bottom."""
     bits = hash_bits(seed, ERASE, epoch, torch.arange(_DRAWS).view(-1, 1), host_index)
     drawn = bits.numpy() / 2.0**32
-    parcel = Parcel()
+    kinds = []
     if cutout:
-        parcel.add(square(drawn[:2], np.full(drawn.shape[1], cutout), height, width))
+        kinds.append(square(drawn[:2], np.full(drawn.shape[1], cutout), height, width))
     if reprob:
-        parcel.add(random_rectangles(drawn[2:], reprob, height, width))
-    for rectangles in parcel.send(images.device):
-        images.masked_fill_(ops.inside(rectangles, height, width), 0)
-    return images
+        kinds.append(random_rectangles(drawn[2:], reprob, height, width))
+    return kinds
 
 
 def random_rectangles(drawn: np.ndarray, probability: float, height: int, width: int) -> np.ndarray:

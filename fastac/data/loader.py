@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fastac.data.augment import augment_batch, channel_stats, check_augmentation, normalise
+from fastac.data.augment import channel_stats, check_augmentation
 from fastac.data.decode import CROP_DRAWS, UnreadableImageError, centre_crop, random_resized_crop
 from fastac.data.draws import AUGMENT, sample_draws
-from fastac.data.erasing import check_erasing, erase
-from fastac.data.policies import Policy, apply_policy, find_policy
+from fastac.data.policies import Policy, find_policy
 from fastac.data.resident import hold_images
 from fastac.data.sampler import EpochSampler
 from fastac.data.samples import EncodedImages, Samples, check_labels
+from fastac.data.transform import BatchTransform
 
 __all__ = ["Batch", "Loader", "loader_statistics"]
 
@@ -99,21 +99,25 @@ class Loader:
     ) -> None:
         check_labels(labels, "labels", len(samples), samples.num_classes)
         check_augmentation(augment, samples.images)
-        check_erasing(cutout, reprob)
         if sampler.num_samples != len(samples):
             raise ValueError(f"sampler is for {sampler.num_samples} samples; it should be for {len(samples)}")
         if workers < 0:
             raise ValueError(f"workers is {workers}; it should be at least 0")
         self.samples, self.sampler = samples, sampler
         self.augment, self.seed, self.workers = augment, seed, workers
-        self.policy = find_policy(aa) if isinstance(aa, str) else aa
-        self.cutout, self.reprob = cutout, reprob
         self.device = torch.device(device)
         self.mean, self.std = loader_statistics(samples, mean, std)
         self._labels = torch.from_numpy(labels.copy())
-        self._mean, self._std = (torch.tensor(v, device=self.device) for v in (self.mean, self.std))
-        colour = [round(255 * value) for value in self.mean]
-        self._mean_colour = torch.tensor(colour, dtype=torch.uint8, device=self.device)
+        self.transform = BatchTransform(
+            augment=augment,
+            policy=find_policy(aa) if isinstance(aa, str) else aa,
+            mean=self.mean,
+            std=self.std,
+            cutout=cutout,
+            reprob=reprob,
+            seed=seed,
+            device=self.device,
+        )
         self._held, self._together = None, 1
         if self.device.type == "cuda":
             self._held = hold_images(samples, self.device)
@@ -177,23 +181,9 @@ class Loader:
         else:
             assert self._held is not None
             pixels = self._held.index_select(0, index)
-        images = self._augmented(pixels, index, raw.ids, epoch)
+        images = self.transform(pixels, index, raw.ids, epoch)
         bad = tuple(sample for sample, _ in raw.bad)
         return Batch(images, target, index, raw.ids, raw.global_size, bad)
-
-    def _augmented(self, pixels: Tensor, index: Tensor, host_index: Tensor, epoch: int) -> Tensor:
-        """(B, C, H, W) float32, normalised: the crop, the policy, Cutout and random erasing, in this order."""
-        draws: dict[str, Any] = {"seed": self.seed, "epoch": epoch}
-        if self.policy is None:
-            images = normalise(pixels, self._mean, self._std)
-            images = augment_batch(images, index, name=self.augment, **draws)
-        else:  # policies are defined on pixel values, and so the crop comes before the normalisation
-            colour = self._mean_colour
-            pixels = pixels.permute(0, 3, 1, 2).contiguous()
-            pixels = augment_batch(pixels, index, name=self.augment, border=colour, **draws)
-            pixels = apply_policy(pixels, index, self.policy, mean=colour, host_index=host_index, **draws)
-            images = normalise(pixels.permute(0, 2, 3, 1), self._mean, self._std)
-        return erase(images, host_index, cutout=self.cutout, reprob=self.reprob, **draws)
 
 
 def _values(samples: Samples) -> int:
