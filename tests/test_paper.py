@@ -83,7 +83,9 @@ def test_what_a_cell_trains():
     assert (cifar.dataset, cifar.aa, cifar.cutout) == ("cifar100", "pba", 16)
     noisy = data_of("noise", "cifar10-uniform-40-no-augment", "ac1")
     assert (noisy.noise, noisy.noise_rate, noisy.augment) == ("uniform", 0.4, "none")
-    assert GRIDS["table5"].cells["imagenet-resnet50", "aa"].recipe == "imagenet-resnet50+aa+cutout-0"
+    imagenet = {column: cell.recipe for (_, column), cell in GRIDS["table5"].cells.items()}
+    assert imagenet["aa"] == "imagenet-resnet50+aa+cutout-0"
+    assert imagenet["faa"] == "imagenet-resnet50+faa+cutout-0+torch-loader"
 
 
 def test_tables_share_their_runs(tmp_path):

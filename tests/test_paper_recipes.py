@@ -107,6 +107,7 @@ def test_the_other_variants():
     assert load_config("cifar10-wrn40-2+aa+cutout-0").data.cutout == 0
     bare = load_config("cifar10-resnet32+aa+no-augment").data
     assert (bare.augment, bare.aa, bare.cutout) == ("none", "none", 0)
+    assert load_config("cifar10-wrn40-2+torch-loader").data.loader == "torch"
     for name in NOISES:
         for base in ("cifar10-resnet32", "cifar100-resnet32-aum"):
             data = load_config(f"{base}+{name}").data
