@@ -85,7 +85,7 @@ def test_what_a_cell_trains():
     assert (noisy.noise, noisy.noise_rate, noisy.augment) == ("uniform", 0.4, "none")
     imagenet = {column: cell.recipe for (_, column), cell in GRIDS["table5"].cells.items()}
     assert imagenet["aa"] == "imagenet-resnet50+aa+cutout-0"
-    assert imagenet["faa"] == "imagenet-resnet50+faa+cutout-0+torch-loader"
+    assert imagenet["faa"] == "imagenet-resnet50+faa+cutout-0"
 
 
 def test_tables_share_their_runs(tmp_path):
