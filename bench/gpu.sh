@@ -4,7 +4,7 @@
 #     bench/gpu.sh FOLDER [PART...]
 #
 # PART, all by default, in this order: build, test, triton, ac1, ac2, momentum, bfloat16, table, step, compiled, graphs,
-# images, train, kernels, sharding, loader, augment.
+# images, epoch, train, kernels, sharding, loader, augment.
 #   build     the CUDA backend, for the GPU's architecture or FASTAC_ARCHS (as CMAKE_CUDA_ARCHITECTURES)
 #   test      pytest -m gpu                  triton    the Triton backend beside the reference, compiled
 #   ac1, ac2, momentum, bfloat16             bench/loss.py: a form, a momentum buffer, α in bfloat16
@@ -12,6 +12,7 @@
 #   step      bench/train.py --check: ResNet-50 and WRN-40-2, AutoCleansing beside cross entropy
 #   compiled  the same with torch.compile   graphs    the same with CUDA graphs of the network
 #   images    bench/train.py on image files: those of IMAGES (a folder with train/CLASS/), else invented ones
+#   epoch     bench/epoch.py --check: an epoch of CIFAR's recipes, one run and several side by side
 #   sharding  bench/sharding.py on all GPUs, with DeepSpeed where it is installed
 #   loader    bench/loader.py                augment   bench/augment.py, the augmentation policies
 #   train     the demo recipe with cross entropy and AC1, the epochs' images a second in its log
@@ -21,9 +22,9 @@
 # hypothesis, pandas, matplotlib and scikit-learn; with pytest-xdist the tests run side by side.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
-known="build test triton ac1 ac2 momentum bfloat16 table step compiled graphs images train kernels sharding loader"
-known="$known augment"
-[ $# -ge 1 ] || { sed -n '2,22s/^# \{0,1\}//p' "$0"; exit 2; }
+known="build test triton ac1 ac2 momentum bfloat16 table step compiled graphs images epoch train kernels sharding"
+known="$known loader augment"
+[ $# -ge 1 ] || { sed -n '2,23s/^# \{0,1\}//p' "$0"; exit 2; }
 folder=$1
 shift
 parts=${*:-$known}
@@ -99,6 +100,7 @@ for name in $parts; do
             failed+=(images)
         fi
         ;;
+    epoch) part epoch 360 "$PYTHON" bench/epoch.py --device cuda --check --jobs 1 2 4 --out "$out" ;;
     loader) part loader 360 "$PYTHON" bench/loader.py --device cuda --out "$out" ;;
     train)
         for loss in ce ac1; do
