@@ -1,17 +1,15 @@
-"""The parts of a training run: its data, and all that a step needs and a checkpoint holds."""
+"""The parts of a training run: all that a step needs and a checkpoint holds."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -20,118 +18,28 @@ from fastac.config import Config
 from fastac.data import (
     Batch,
     BatchLoader,
-    Dataset,
-    EncodedImages,
     EpochSampler,
     Samples,
     create_loader,
-    inject_noise,
-    labels_digest,
-    load_dataset,
-    read_id_file,
-    read_label_file,
 )
 from fastac.data.dali_policies import in_dali
 from fastac.data.policies import Policy, find_policy
 from fastac.dynamics import TrainingDynamics
 from fastac.ema import WeightAverage
 from fastac.engine import Engine
-from fastac.graphs import capture_network
-from fastac.issues import draw_threshold_sets
 from fastac.loss import AutoCleansingLoss
 from fastac.metrics import Meter
 from fastac.models import create_model
+from fastac.network import capture, in_format, make_network
 from fastac.optim import create_optimizer, lr_factor
 from fastac.parts import held_rows, overlaps
 from fastac.sharded import ShardedAlphaTable
 from fastac.sharded_dynamics import ShardedTrainingDynamics
+from fastac.storage import create_dynamics, create_table
 from fastac.table import AlphaTable
-from fastac.weights import load_weights
+from fastac.training_data import TrainingData
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-__all__ = ["Job", "Position", "TrainingData", "load_data"]
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingData:
-    """A data set with the labels to train on, (N,) int64, the truth, (N,) int64, where it is known, and the ids of
-    the samples to leave out of training, (n,) int64."""
-
-    dataset: Dataset
-    given: np.ndarray
-    truth: np.ndarray | None
-    excluded: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-
-    def digest(self) -> str:
-        """The labels' fingerprint and that of the ids left out, by which a checkpoint knows its data."""
-        return labels_digest(self.given) + (labels_digest(self.excluded) if self.excluded.size else "")
-
-
-def load_data(config: Config) -> TrainingData:
-    """Load the data set, put a label file in place of its labels, cut it to train_limit, inject noise, read which
-    samples to leave out."""
-    c = config.data
-    dataset = load_dataset(c.dataset, c.data_dir, image_size=c.image_size, on_bad_image=c.on_bad_image)
-    samples = dataset.train
-    given, truth = samples.labels, None
-    if c.labels is not None:
-        given = _read_labels(c.labels, c.data_dir, samples, c.train_limit)
-        truth = samples.labels if c.label_truth == "dataset" else None
-    if c.train_limit is not None and c.train_limit < len(samples):
-        kept = np.arange(c.train_limit)
-        samples, given = samples.take(kept), given[: c.train_limit]
-        truth = None if truth is None else truth[kept]
-        dataset = Dataset(dataset.name, samples, dataset.test)
-    if c.noise != "none":
-        truth = given if truth is None else truth
-        given = inject_noise(
-            given,
-            samples.num_classes,
-            kind=c.noise,
-            rate=c.noise_rate,
-            seed=c.noise_seed,
-            class_groups=samples.class_groups,
-            dataset=c.dataset,
-        )
-    if c.threshold_set:
-        dataset, given = _with_threshold_samples(dataset, given, c.threshold_set, config.run.seed)
-    if c.exclude is None:
-        return TrainingData(dataset, given, truth)
-    excluded = read_id_file(Path(c.exclude), num_samples=len(samples))
-    return TrainingData(dataset, given, truth, excluded)
-
-
-def _with_threshold_samples(
-    dataset: Dataset, given: np.ndarray, number: int, seed: int
-) -> tuple[Dataset, np.ndarray]:
-    """The data set with a class K that does not exist, and (N,) int64 labels of which the set `number` (1 or 2) of
-    AUM's threshold samples has it. Both sets of a seed are disjoint."""
-    samples, test = dataset.train, dataset.test
-    given = given.copy()
-    given[draw_threshold_sets(len(samples), samples.num_classes, seed)[number - 1]] = samples.num_classes
-    names = (*samples.class_names, "threshold sample")
-    return Dataset(
-        dataset.name,
-        replace(samples, class_names=names, class_groups=None),
-        None if test is None else replace(test, class_names=names, class_groups=None),
-    ), given
-
-
-def _read_labels(spec: str, data_dir: str | None, samples: Samples, limit: int | None) -> np.ndarray:
-    """The label file as it is named, or else by that name in data_dir; of all samples or of the first `limit`."""
-    num_samples, num_classes = len(samples), samples.num_classes
-    limit = None if limit is None or limit > num_samples else limit
-    try:
-        return read_label_file(spec, num_samples=num_samples, num_classes=num_classes, limit=limit)
-    except FileNotFoundError as error:
-        if data_dir is None or Path(spec).is_absolute():
-            raise
-        try:
-            spec = str(Path(data_dir) / spec)
-            return read_label_file(spec, num_samples=num_samples, num_classes=num_classes, limit=limit)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{error}, nor is it in data_dir, {data_dir}") from None
+__all__ = ["Job", "Position"]
 
 
 @dataclass
@@ -186,36 +94,18 @@ class Job:
         *,
         resumed: bool = False,
     ):
-        forward = config.loss.update == "forward" and config.loss.loss != "ce"
-        if forward and engine.world_size > 1 and not config.data.drop_last:
-            raise ValueError(
-                f"update was 'forward' on {engine.world_size} ranks with --no-drop-last; it should be 'step' there: "
-                "ranks with fewer rows of a last batch have a smaller share of its step"
-            )
         self.config, self.engine, self.data = config, engine, data
+        self._check_batches()
         train, test, device = data.dataset.train, data.dataset.test, engine.device
-        rows = config.data.batch_size * engine.world_size
-        used = len(train) - len(data.excluded)
-        if config.data.drop_last and rows > used:
-            raise ValueError(
-                f"batch_size was {config.data.batch_size} on {engine.world_size} rank(s), {rows} together; it should "
-                f"be at most {used} together, the training images, or come with --no-drop-last"
-            )
         _seed_everything(config.run.seed)
-        network = create(config.model.model, num_classes=train.num_classes, in_channels=train.channels)
-        for samples in (train,) if test is None else (train, test):
-            _check_network(network, config.model.model, samples)
-        if config.model.initial_checkpoint is not None and not resumed:
-            load_weights(network, config.model.initial_checkpoint)
-        self.network = network = _placed(network, config, engine)
-        self.parameters = sum(p.numel() for p in network.parameters())  # before an engine cuts them up
-        self.optimizer = create_optimizer(network, config.optimizer, device)
-        self.average = (
-            WeightAverage(network, config.model.model_ema_decay) if config.model.model_ema else None
-        )
+        self.network = make_network(config, engine, data.dataset, create, resumed=resumed)
+        self.parameters = sum(p.numel() for p in self.network.parameters())  # before an engine cuts them up
+        self.optimizer = create_optimizer(self.network, config.optimizer, device)
+        decay = config.model.model_ema_decay
+        self.average = WeightAverage(self.network, decay) if config.model.model_ema else None
         if config.optimizer.cuda_graphs:
-            self._capture(network, train)
-        self.model = engine.prepare(network, self.optimizer)
+            capture(self.network, config, engine, train)
+        self.model = engine.prepare(self.network, self.optimizer)
         _seed_everything(config.run.seed + engine.rank)  # so that ranks drop out different units
 
         self.train_loader = self._loader(train, data.given, training=True)
@@ -241,6 +131,23 @@ class Job:
         self.forward = torch.compile(self._forward) if config.optimizer.torchcompile else self._forward
         self.meter = Meter(device)
         self.position = Position()
+
+    def _check_batches(self) -> None:
+        """ValueError where this number of ranks can't make the batches that the config asks for."""
+        config, ranks = self.config, self.engine.world_size
+        forward = config.loss.update == "forward" and config.loss.loss != "ce"
+        if forward and ranks > 1 and not config.data.drop_last:
+            raise ValueError(
+                f"update was 'forward' on {ranks} ranks with --no-drop-last; it should be 'step' there: ranks with "
+                "fewer rows of a last batch have a smaller share of its step"
+            )
+        rows = config.data.batch_size * ranks
+        used = len(self.data.given) - len(self.data.excluded)
+        if config.data.drop_last and rows > used:
+            raise ValueError(
+                f"batch_size was {config.data.batch_size} on {ranks} rank(s), {rows} together; it should be at most "
+                f"{used} together, the training images, or come with --no-drop-last"
+            )
 
     def _loader(self, samples: Samples, labels: np.ndarray, *, training: bool = False) -> BatchLoader:
         """training: shuffled and augmented. Else each sample once, as it is, by the training set's means."""
@@ -289,21 +196,8 @@ class Job:
         return self.criterion(logits, target, index), logits
 
     def in_format(self, images: Tensor) -> Tensor:
-        """The images in the network's memory format; as they are where they have it."""
-        last = self.config.model.channels_last
-        return images.contiguous(memory_format=torch.channels_last) if last else images
-
-    def _capture(self, network: nn.Module, samples: Samples) -> None:
-        """The network as CUDA graphs, for the shape and format of every training batch."""
-        size = (self.config.data.batch_size, samples.channels, *_image_shape(samples))
-        images = self.in_format(torch.zeros(size, device=self.engine.device))
-        try:
-            capture_network(network, images, self.engine.autocast)
-        except RuntimeError as error:
-            raise ValueError(
-                f"cuda_graphs was true with model {self.config.model.model!r}, which can't be captured ({error}); it "
-                "should be false there"
-            ) from error
+        """The images in the network's memory format."""
+        return in_format(images, self.config)
 
     @property
     def lr(self) -> float:
@@ -437,99 +331,6 @@ class Job:
 def _reads(num_samples: int, held: range) -> Callable[[dict[str, Any]], bool]:
     """Which of the ranks' states a part that holds these rows needs."""
     return lambda plain: not held or overlaps(held_rows(plain, num_samples), held)
-
-
-def _placed(network: nn.Module, config: Config, engine: Engine) -> nn.Module:
-    """The network on the engine's device, in the memory format and with the batch norm that the config asks for."""
-    if config.optimizer.cuda_graphs and (engine.device.type != "cuda" or engine.world_size > 1):
-        raise ValueError(
-            f"cuda_graphs was true on {engine.world_size} × {engine.device.type}; it should be false there: the "
-            "network's passes are captured on one CUDA device"
-        )
-    if config.model.sync_bn and engine.world_size > 1:
-        if engine.device.type != "cuda":
-            raise ValueError(
-                f"sync_bn was true on {engine.device.type}; it should be false there: SyncBatchNorm needs CUDA"
-            )
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    network = network.to(engine.device)
-    if config.model.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints lack it
-    return network
-
-
-def _image_shape(samples: Samples) -> tuple[int, int]:
-    """Height and width of what the network sees."""
-    images = samples.images
-    return (images.image_size,) * 2 if isinstance(images, EncodedImages) else images.shape[1:3]
-
-
-def _check_network(network: nn.Module, name: str, samples: Samples) -> None:
-    """Raise ValueError unless the network makes (1, K) logits of an image of this size."""
-    height, width = _image_shape(samples)
-    network.eval()
-    with torch.no_grad():
-        try:
-            logits = network(torch.zeros(1, samples.channels, height, width))
-        except (
-            RuntimeError,
-            AssertionError,
-        ) as error:  # the latter from timm's and torchvision's transformers
-            raise ValueError(
-                f"model was {name!r}, which can't take images of {height}×{width} pixels: {error}"
-            ) from error
-    network.train()
-    if logits.shape != (1, samples.num_classes):
-        raise ValueError(
-            f"model was {name!r}, whose logits of an image are {tuple(logits.shape)}; they should be "
-            f"(1, {samples.num_classes}), one a class"
-        )
-
-
-def create_table(
-    config: Config, num_samples: int, num_classes: int, engine: Engine, group: dist.ProcessGroup | None
-) -> AlphaTable | None:
-    """The α table that the config asks for, sharded over several ranks. group: its own, of all ranks."""
-    c = config.loss
-    if c.loss == "ce":
-        return None
-    options: dict[str, Any] = dict(
-        form=c.loss,
-        weight_decay=c.alpha_weight_decay,
-        lr_scale=c.alpha_lr_scale,
-        history=c.alpha_history,
-        dtype=_DTYPES[c.alpha_dtype],
-        device=engine.device,
-        seed=config.run.seed,
-        process_group=group,
-    )
-    if engine.world_size == 1 and c.alpha_storage == "device":
-        return AlphaTable(num_samples, num_classes, **options)
-    return ShardedAlphaTable(
-        num_samples,
-        num_classes,
-        placement=c.alpha_placement if engine.world_size > 1 else "aligned",
-        storage=c.alpha_storage,
-        wire_dtype=_DTYPES[c.alpha_wire_dtype],
-        **options,
-    )
-
-
-def create_dynamics(
-    config: Config, num_samples: int, num_classes: int, engine: Engine, group: dist.ProcessGroup | None
-) -> TrainingDynamics | None:
-    """Training dynamics, sharded as the table is. group: of all ranks."""
-    if not config.loss.dynamics:
-        return None
-    if engine.world_size == 1:
-        return TrainingDynamics(num_samples, num_classes, device=engine.device)
-    return ShardedTrainingDynamics(
-        num_samples,
-        num_classes,
-        placement=config.loss.alpha_placement,
-        device=engine.device,
-        process_group=group,
-    )
 
 
 def _seed_everything(seed: int) -> None:

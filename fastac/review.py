@@ -17,10 +17,10 @@ from fastac.config import Config, read_config
 from fastac.data import EncodedImages, Samples, UnreadableImageError
 from fastac.history import ScoreHistory
 from fastac.issues.exports import read_csv
-from fastac.job import load_data
 from fastac.report.offsets import TopOffsets
 from fastac.report.page import default_top, write_review_page
 from fastac.run import RunFolder
+from fastac.training_data import load_data
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -326,7 +326,7 @@ def git_state(package: Path) -> dict[str, Any] | None:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "config.py")
+        git("ls-files", "--error-unmatch", "run.py")
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -29,12 +29,13 @@ from fastac.engine import Engine, create_engine
 from fastac.evaluation import Evaluation, EvaluationStopped, TestFigures, evaluate, run_tests
 from fastac.extras import require
 from fastac.history import ScoreHistory
-from fastac.job import Job, load_data
+from fastac.job import Job
 from fastac.metrics import Meter
 from fastac.models import create_model
 from fastac.reporting import Reporter
 from fastac.run import RunFolder, environment, results_text, write_results
 from fastac.stopping import StoppedError, StopSignal
+from fastac.training_data import load_data
 from fastac.weights import save_weights
 
 __all__ = ["StoppedError", "main", "train"]

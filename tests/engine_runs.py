@@ -13,8 +13,9 @@ from torch import nn
 
 import fastac
 from fastac.engine import create_engine
-from fastac.job import Job, load_data
+from fastac.job import Job
 from fastac.train import grouped, train, train_step
+from fastac.training_data import load_data
 
 torch.set_num_threads(1)
 RANK = int(os.environ.get("RANK", "0"))

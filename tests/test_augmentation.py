@@ -17,8 +17,9 @@ from fastac.data.policies import apply_policy, find_policy
 from fastac.data.policies.geometry import square
 from fastac.data.resident import _held, hold_images
 from fastac.engine import create_engine
-from fastac.job import Job, load_data
+from fastac.job import Job
 from fastac.train import train
+from fastac.training_data import load_data
 
 N = 60
 CPU = torch.device("cpu")

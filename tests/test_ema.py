@@ -12,8 +12,9 @@ from training_runs import assert_same_run, config, metrics, without_pictures
 from fastac.checkpoint import Checkpoints
 from fastac.ema import WeightAverage
 from fastac.engine import create_engine
-from fastac.job import Job, load_data
+from fastac.job import Job
 from fastac.train import train, train_step
+from fastac.training_data import load_data
 
 
 def network():

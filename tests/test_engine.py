@@ -18,8 +18,9 @@ from fastac.checkpoint import Checkpoints
 from fastac.collectives import CollectiveError, named
 from fastac.engine import create_engine
 from fastac.engine.process import _agree
-from fastac.job import Job, load_data
+from fastac.job import Job
 from fastac.train import train_step
+from fastac.training_data import load_data
 
 
 def job_of(configuration):

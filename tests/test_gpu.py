@@ -8,10 +8,11 @@ from training_runs import config, without_pictures
 import fastac
 from fastac import backends
 from fastac.engine import create_engine
-from fastac.job import Job, load_data
+from fastac.job import Job
 from fastac.metrics import Reading
 from fastac.train import grouped, train_step
 from fastac.train import train as run_training
+from fastac.training_data import load_data
 
 pytestmark = pytest.mark.gpu
 N, K, B = 500, 100, 64

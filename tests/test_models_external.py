@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastac.job import _check_network
 from fastac.models import create_model
+from fastac.network import check_network
 
 
 class Named(nn.Linear):
@@ -159,4 +159,4 @@ def test_a_network_for_another_image_size():
     samples = types.SimpleNamespace(images=np.zeros((1, 32, 32, 3), np.uint8), channels=3, num_classes=3)
     message = "model was 'timm:vit', which can't take images of 32×32 pixels: Input height [(]32"
     with pytest.raises(ValueError, match=message):
-        _check_network(Transformer(), "timm:vit", samples)
+        check_network(Transformer(), "timm:vit", samples)

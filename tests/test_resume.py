@@ -374,7 +374,8 @@ def test_a_checkpoint_of_another_table_is_refused(begun, old, new, changes, mess
 
 def test_a_refused_checkpoint_changes_nothing_in_the_job(tmp_path):
     from fastac.engine import create_engine
-    from fastac.job import Job, load_data
+    from fastac.job import Job
+    from fastac.training_data import load_data
 
     first = config(tmp_path)
     job = Job(first, create_engine(first), load_data(first), with_dropout)

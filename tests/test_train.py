@@ -28,11 +28,12 @@ from fastac.data import Dataset, inject_noise, load_dataset
 from fastac.engine import create_engine
 from fastac.evaluation import evaluate
 from fastac.issues.run_scores import rank_run
-from fastac.job import Job, load_data
+from fastac.job import Job
 from fastac.metrics import Reading
 from fastac.models import create_model
 from fastac.stopping import StopSignal
 from fastac.train import grouped, main, train, train_step
+from fastac.training_data import load_data
 
 
 @pytest.fixture(autouse=True)
@@ -389,7 +390,9 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path):
 
 def test_a_data_set_without_a_test_split(tmp_path, monkeypatch):
     whole = load_dataset("digits")
-    monkeypatch.setattr("fastac.job.load_dataset", lambda *a, **k: Dataset("digits", whole.train, None))
+    monkeypatch.setattr(
+        "fastac.training_data.load_dataset", lambda *a, **k: Dataset("digits", whole.train, None)
+    )
     result = train(config(tmp_path, name="run"), create=linear)
     assert result["test_accuracy"] is None
     assert metrics(tmp_path / "run")[-1]["test_accuracy"] == ""

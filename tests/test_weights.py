@@ -8,8 +8,9 @@ import training_runs
 from torch import nn
 from training_runs import config, without_pictures
 
-from fastac.job import Job, load_data
+from fastac.job import Job
 from fastac.train import create_engine, train
+from fastac.training_data import load_data
 from fastac.weights import load_weights, save_weights
 
 
