@@ -101,7 +101,7 @@ def case(side: int, batch: int, policy: str, cutout: int, device: torch.device) 
         ids = torch.from_numpy(rng.integers(0, 1 << 20, len(there)))
         return ids.to(device), ids
 
-    return Case(lambda ids: loader._augmented(there, *ids, EPOCH), draw), len(there)
+    return Case(lambda ids: loader.transform(there, *ids, EPOCH), draw), len(there)
 
 
 def row(side: int, images: int, kind: tuple[str, int], timing: Timing) -> dict[str, Any]:

@@ -296,7 +296,7 @@ class Job:
     def _check(self, state: dict[str, Any]) -> None:
         """ValueError unless the checkpoint's shared state is of this run's data, batches and network."""
         self.engine.names.check(state["network"])
-        if self.average is not None and state["average"] is not None:
+        if self.average is not None and state.get("average") is not None:
             self.average.check(state["average"])
         ranks, rows = self.engine.world_size, self.config.data.batch_size * self.engine.world_size
         if state["labels"] != self.data.digest():
@@ -304,8 +304,9 @@ class Job:
                 "the training labels are not the checkpoint's; data_dir and labels should give the same ones"
             )
         for name, part in self._checked().items():
-            if state["has"].get(name, False) != (part is not None):
-                there = "has a" if state["has"][name] else "has no"
+            has = state["has"].get(name, state.get(name) is not None)
+            if has != (part is not None):
+                there = "has a" if has else "has no"
                 raise ValueError(f"the checkpoint {there} {name}, and this run's is {part}")
         if state["global_batch"] != rows:
             raise ValueError(

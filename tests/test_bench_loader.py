@@ -7,6 +7,8 @@ import json
 import pytest
 from test_bench import bench  # noqa: F401 - a fixture
 
+import fastac.data
+
 pytest.importorskip("nvidia.dali")
 pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
@@ -37,15 +39,24 @@ def test_loaders_as_a_user_runs_it(bench, tmp_path, capsys, monkeypatch):  # noq
     assert (tmp_path / "loader-cpu.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_a_loader_lacks_is_said(bench, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_loader_that_is_not_installed_is_said(bench, tmp_path, capsys, monkeypatch):  # noqa: F811
     loader = bench("loader")
+
+    def create_loader(kind, *arguments, **options):
+        if kind == "dali":
+            raise ImportError("fastac needs nvidia for this and it is not installed")
+        return fastac.data.create_loader(kind, *arguments, **options)
+
     monkeypatch.setattr(loader, "_CLASSES", 2)
     monkeypatch.setattr(loader, "time_batches", lambda *args: 1.0)
-    assert loader.main([*TINY, "--workers", "--policies", "pba", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(loader, "create_loader", create_loader)
+    assert loader.main([*TINY, "--workers", "--policies", "none", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "loader-cpu.json").read_text(encoding="utf-8"))
     assert [row["skipped"] is None for row in record["results"]] == [True, False]
     assert not (tmp_path / "loader-cpu.png").exists()  # nothing to show
-    assert "skipped: aa is 'pba', which DALI does not have" in capsys.readouterr().out
+    assert "skipped: fastac needs nvidia" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="unknown aa 'autoaugmint'"):
+        loader.main([*TINY, "--workers", "0", "--policies", "autoaugmint", "--out", str(tmp_path)])
 
 
 def test_wrong_options(bench, tmp_path, capsys):  # noqa: F811

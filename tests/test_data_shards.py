@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,6 +107,17 @@ def test_labels_of_records_that_count_from_0(tmp_path, caplog):
     assert load("tfrecord", tfrecords(tmp_path, base=1)).train.labels.tolist() == LABELS
     assert "labels of" in caplog.text
     assert "count from 1 (none is 0): taken as 0 to 2" in caplog.text
+
+
+def test_names_that_count_the_background(tmp_path, caplog):
+    """As many names as the largest label and one: the first is of 0, which no sample has."""
+    (tmp_path / "classes.txt").write_text("background\nant\nbee\ncow\n")
+    train = load("tfrecord", tfrecords(tmp_path, base=1)).train
+    assert train.labels.tolist() == [label + 1 for label in LABELS]
+    assert train.class_names[1:] == ("ant", "bee", "cow")
+    assert "count from 1" not in caplog.text
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncow\n")
+    assert load("tfrecord", tmp_path).train.labels.tolist() == LABELS
 
 
 def test_classes_by_name(tmp_path):
@@ -409,7 +421,12 @@ def test_what_is_no_tar(tmp_path, content):
         (lambda text: text.replace("v1.2", "v9"), "it begins with 'v9 4'"),
         (lambda text: text.replace("part/000001.cls", "part/00 0001.cls"), "line 3 is 'jpg"),
         (lambda text: text.replace("cls ", "cls x", 1), "line 2 is"),
-        (lambda text: text.replace("json ", "json 1", 4), "there is no member at byte"),
+        (lambda text: text.replace("json ", "json 1", 4), "there is no member of .* bytes at byte"),
+        (lambda text: re.sub(r"jpg (\d+)", "jpg -5", text, count=1), "no member of .* bytes at byte -5"),
+        (lambda text: re.sub(r"jpg (\d+)", "jpg 600", text, count=1), "no member of .* bytes at byte 600"),
+        (lambda text: re.sub(r"jpg (\d+) \d+", r"jpg \1 -7", text, count=1), "no member of -7 bytes"),
+        (lambda text: re.sub(r"jpg (\d+) \d+", r"jpg \1 9", text, count=1), "no member of 9 bytes"),
+        (lambda text: re.sub(r"cls (\d+)", f"cls {10**20}", text, count=1), f"at byte {10**20}"),
     ],
 )
 def test_an_index_that_is_wrong(tmp_path, change, message):

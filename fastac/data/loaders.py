@@ -55,10 +55,10 @@ def create_loader(
     reprob: float = 0.0,
     dali_device: str = "auto",
 ) -> BatchLoader:
-    """The loader `kind`: torch (`Loader`), dali (`DaliLoader`) or synthetic (`SyntheticLoader`), with their arguments.
+    """The loader `kind`: torch (`Loader`), dali (`DaliLoader`) or synthetic (`SyntheticLoader`), with those of the
+    arguments that it has. synthetic does nothing to its images, so aa, cutout and reprob are not used.
 
-    Raises ValueError for a wrong argument or one that this loader does not have, ImportError where DALI is asked for
-    and not installed.
+    Raises ValueError for a wrong argument, ImportError where DALI is asked for and not installed.
     """
     if kind not in LOADERS:
         nearest = difflib.get_close_matches(kind, LOADERS, n=1, cutoff=0.0)[0]
@@ -67,6 +67,8 @@ def create_loader(
     if kind == "synthetic":
         return SyntheticLoader(samples, labels, sampler, **common)
     policies: dict[str, Any] = dict(aa=aa, cutout=cutout, reprob=reprob)
+    if kind != "dali" and dali_device == "gpu":
+        raise ValueError(f"dali_device is 'gpu' with loader {kind!r}; it should come with loader 'dali'")
     if kind == "dali":
         return DaliLoader(
             samples, labels, sampler, **common, workers=workers, dali_device=dali_device, **policies

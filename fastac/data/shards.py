@@ -61,7 +61,7 @@ def load_shards(kind: Format, data_dir: Path, *, image_size: int, on_bad_image: 
     paths, records = _records(kind, train_dir)
     labels = np.array([record.label for record in records], dtype=np.int64)
     base = 0
-    if kind.from_one and labels.min() == 1:
+    if kind.from_one and labels.min() == 1 and not _names_from_zero(data_dir, labels):
         base = 1
         _LOGGER.warning(
             "labels of %s count from 1 (none is 0): taken as 0 to %d", train_dir, labels.max() - 1
@@ -118,11 +118,24 @@ def _records(kind: Format, folder: Path) -> tuple[list[str], list[Record]]:
     return paths, records
 
 
+def _listed_names(data_dir: Path) -> tuple[str, ...] | None:
+    """The lines of classes.txt; None where there is no such file."""
+    path = data_dir / "classes.txt"
+    return tuple(line.strip() for line in read_lines(path) if line.strip()) if path.is_file() else None
+
+
+def _names_from_zero(data_dir: Path, labels: np.ndarray) -> bool:
+    """Whether classes.txt has a name for the label 0, which no sample has: the background among the 1,001 classes of
+    TensorFlow's networks."""
+    names = _listed_names(data_dir)
+    return names is not None and len(names) == labels.max() + 1
+
+
 def _class_names(data_dir: Path, records: Sequence[Record], labels: np.ndarray) -> tuple[str, ...]:
     """labels: (N,), from 0 on."""
-    path = data_dir / "classes.txt"
-    if path.is_file():
-        return tuple(line.strip() for line in read_lines(path) if line.strip())
+    listed = _listed_names(data_dir)
+    if listed is not None:
+        return listed
     count = max(0, int(labels.max())) + 1
     by_label = {
         int(k): record.class_name for k, record in zip(labels, records, strict=True) if record.class_name

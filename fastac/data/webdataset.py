@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -115,14 +116,28 @@ def _read_index(index: Path, shard: Path) -> list[list[Component]]:
         except ValueError as error:
             raise ValueError(f"{wrong}: line {number + 2} is {line[:60]!r}") from error
         samples.append(sample)
-    last = max((c for sample in samples for c in sample), key=lambda c: c.offset, default=None)
-    if last is not None:
-        with open(shard, "rb") as file:
-            file.seek(max(0, last.offset - _BLOCK))
-            header = file.read(_BLOCK)
-        if last.offset + last.size > shard.stat().st_size or header[257:262] != b"ustar":
-            raise ValueError(f"{wrong}: there is no member at byte {last.offset}")
+    _check_members(samples, shard, wrong)
     return samples
+
+
+def _check_members(samples: list[list[Component]], shard: Path, wrong: str) -> None:
+    """ValueError unless each member lies in the shard, behind a header of its own that says its size."""
+    end = shard.stat().st_size
+    with open(shard, "rb") as file:
+        for component in itertools.chain.from_iterable(samples):
+            first, size = component.offset, component.size
+            header = b""
+            if first >= _BLOCK and size >= 0 and first + size <= end:
+                file.seek(first - _BLOCK)
+                header = file.read(_BLOCK)
+            if header[257:262] != b"ustar" or _size(header) not in (size, None):
+                raise ValueError(f"{wrong}: there is no member of {size} bytes at byte {first}")
+
+
+def _size(header: bytes) -> int | None:
+    """The size that a tar header says; None where it is not in octal digits (of 8 GB and more)."""
+    digits = header[124:136].strip(b" \0")
+    return int(digits, 8) if digits.isdigit() else None
 
 
 def _read(shard: Path) -> tuple[list[Record], bool]:
