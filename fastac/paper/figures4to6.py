@@ -108,7 +108,7 @@ class ImagesReport(Report):
         if not found:
             return [_NOT_RUN, *[""] * len(_QUANTITIES)], published
         spreads = [self.spread(row, image, name) for name in _QUANTITIES]
-        below = f"{sum(one.below_limit for one in found)} of {len(found)} seeds"
+        below = f"{sum(one.below_limit for one in found)} of {len(found)} seed(s)"
         known = image.other in self.samples[row].class_names
         missing = "not kept" if known else _number(None)
         return [missing if one is None else str(one) for one in spreads] + [below], published
