@@ -19,7 +19,7 @@ from fastac.issues.find import find_label_issues
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["rank_run", "write_scores"]
+__all__ = ["rank_run", "run_alpha", "write_scores"]
 
 
 def write_scores(
@@ -79,6 +79,17 @@ def rank_run(folder: Path, *, method: str | None = None, percent: float | None =
     if "path" in issues:
         frame["path"] = issues.set_index("index")["path"].loc[frame["index"]].to_numpy()
     return frame
+
+
+def run_alpha(folder: Path) -> AlphaStatistics:
+    """What the finished run in `folder` keeps of each sample's α.
+
+    Raises FileNotFoundError where scores.npz is missing, ValueError where the run had no α.
+    """
+    arrays = _read_npz(_file(folder, "scores.npz", "written by runs of this version of fastac"))
+    if "alpha_form" not in arrays:
+        raise ValueError(f"{folder} has no α; it should be a run with loss ac1 or ac2")
+    return AlphaStatistics.from_arrays(arrays)
 
 
 def _file(folder: Path, name: str, what: str) -> Path:

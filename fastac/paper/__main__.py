@@ -18,8 +18,10 @@ import torch
 
 from fastac.config import load_config, recipe_names
 from fastac.paper.figure3 import plot_trimmed
+from fastac.paper.figures4to6 import add_images
 from fastac.paper.grid import GRIDS, Grid, figure3
-from fastac.paper.published import TABLE_7
+from fastac.paper.image_offsets import load_images
+from fastac.paper.published import IMAGES, TABLE_7
 from fastac.paper.runner import InterruptedRunsError, Outcome, Start, run_all, start_process
 from fastac.paper.runs import Run, Settings, parse_setting, steps_of
 from fastac.paper.tables import Report, collect
@@ -56,10 +58,14 @@ def _experiment(options: argparse.Namespace, start: Start) -> int:
         return 0
     if options.train:
         _check_data(runs, options.data_dir)
+    images = load_images(grid, settings, options.seeds, IMAGES) if options.what == "figures4to6" else {}
+    if options.train:
         outcome = run_all(runs, jobs=options.jobs, start=start)
     else:
         outcome = Outcome({run.name: found for run in runs if (found := run.result()) is not None})
     report = collect(grid, settings, options.seeds, outcome.results, outcome.failed)
+    if options.what == "figures4to6":
+        report = add_images(report, images)
     print(report.text())
     paths = report.write(settings.output)
     if options.what == "figure3":

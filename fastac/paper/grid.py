@@ -177,6 +177,28 @@ def figure3(taus: Sequence[float] = TAUS) -> Grid:
     )
 
 
+def _figures4to6() -> Grid:
+    """The runs of Figures 4 to 6: those of the column AC1+AA with WRN-40-2."""
+    rows, cells = {}, {}
+    for dataset, data in _DATA.items():
+        base = f"{dataset}-wrn40-2"
+        rows[base] = f"{data} {_NETWORKS['wrn40-2']}"
+        cells[base, "ac1-aa"] = Cell(f"{base}+ac1-aa", plain_runs, TABLES["table8"][base][1])
+    return Grid(
+        "figures4to6",
+        "Figures 4 to 6: α̂ of single images and its percentile ranks",
+        rows,
+        {"ac1-aa": _COLUMNS["ac1-aa"]},
+        cells,
+        (
+            "published: MaxRank or MinRank is below 0.1 % for all images of the figures; of how many runs the numbers "
+            "are, the paper does not say",
+            "not here: #1 to #5 (Figure 4), #12 and #13, whose ids can't be read in the paper's text; of #1 (dog, cat) "
+            "it gives α̂ 0.233 and -0.227",
+        ),
+    )
+
+
 _FIVE, _SIX = ("baseline", "cutout", "aa", "faa", "pba"), ("baseline", "cutout", "aa", "faa", "pba", "ac1-aa")
 
 GRIDS: dict[str, Grid] = {
@@ -251,6 +273,7 @@ GRIDS: dict[str, Grid] = {
             notes=("published: cross entropy with a ResNet-34, another network (Wei et al. 2022)",),
         ),
         figure3(),
+        _figures4to6(),
     )
 }
 """By the command's name."""

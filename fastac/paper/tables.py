@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from fastac.paper.runs import Settings
 from fastac.report.plots import BLUE, VERMILLION, drawing, new_figure, plain_text, write_png
 from fastac.run import environment, write_json
 
-__all__ = ["Report", "Summary", "collect", "summarize"]
+__all__ = ["Report", "Summary", "aligned", "collect", "summarize"]
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -72,10 +73,13 @@ class Report:
         text = ", ".join(f"{name}={_text(value)}" for name, value in self.settings.changes().items())
         return f", with {text}" if text else ""
 
+    @property
+    def what_is_here(self) -> str:
+        """What our figures are of the runs' figures."""
+        return f"mean ± 95 % interval of the mean (Student's t) over {self.seeds} seed(s), last epoch"
+
     def remarks(self) -> list[str]:
-        lines = [
-            f"here: mean ± 95 % interval of the mean (Student's t) over {self.seeds} seed(s), last epoch"
-        ]
+        lines = [f"here: {self.what_is_here}"]
         if self.settings.short != 1:
             lines.append(
                 f"trained for {self.settings.short:g} of the recipes' epochs (--short): not the papers' experiment"
@@ -132,15 +136,7 @@ class Report:
             ours, published = self._cells(row)
             lines += [[name, *[""] * len(ours)], [f"  {self.here}", *ours]]
             lines += [["  published", *published]] if any(published) else []
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        padded = (
-            "  ".join(
-                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-            )
-            for line in lines
-        )
-        table = "\n".join(line.rstrip() for line in padded)
-        return "\n".join([self.grid.title, "", table, "", *self.remarks()])
+        return "\n".join([self.grid.title, "", aligned(lines), "", *self.remarks()])
 
     def markdown(self) -> str:
         columns = self.grid.columns.values()
@@ -219,6 +215,23 @@ class Report:
         paths[1].write_text(self.markdown() + "\n", encoding="utf-8")
         self.plot(paths[2])
         return paths
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right. A line of a single cell is a heading,
+    and as long as it likes."""
+    rows = [line for line in lines if len(line) > 1]
+    widths = [max(_width(row[i]) for row in rows) for i in range(len(rows[0]))]
+    text = []
+    for line in lines:
+        gaps = [" " * (width - _width(cell)) for cell, width in zip(line, widths, strict=False)]
+        text.append("  ".join([line[0] + gaps[0], *(g + c for c, g in zip(line[1:], gaps[1:], strict=True))]))
+    return "\n".join(line.rstrip() for line in text)
+
+
+def _width(text: str) -> int:
+    """In places of a terminal: the hat of α̂ takes none."""
+    return sum(not unicodedata.combining(character) for character in text)
 
 
 def _mark(axes: Any, place: int, mine: Summary | None, cell: Cell | None) -> None:
