@@ -13,12 +13,12 @@ from fastac.config import read_config
 from fastac.data import Samples
 from fastac.issues.exports import read_csv
 from fastac.issues.run_scores import run_alpha
-from fastac.job import load_data
 from fastac.paper.grid import Grid
 from fastac.paper.published import IMAGE_LIMIT, PublishedImage
 from fastac.paper.runs import Settings
 from fastac.report.offsets import TopOffsets
 from fastac.run import RunFolder
+from fastac.training_data import load_data
 
 __all__ = ["Offsets", "Spread", "load_images", "read_offsets"]
 
