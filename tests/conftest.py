@@ -22,7 +22,12 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # and so do those of the processes that tests start
 
 
+# The longest first: a long file that came last would keep one process busy and leave the others idle.
+_LONG = ("test_cuda_compile", "test_triton_backend", "test_elastic", "test_fashion", "test_triton_compiled")
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in _LONG)  # otherwise in their order
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
