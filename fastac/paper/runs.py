@@ -36,7 +36,9 @@ _OWN = {
     "device": "--device",
     "short": "--short",
 }
-_MADE = ("dataset", "name", "exclude", "threshold_set", "loss")
+_MADE = ("recipe", "dataset", "name", "exclude", "threshold_set", "loss")
+# The trainer lets them differ when a run goes on, but not without changing what comes of it.
+_NOT_UNSAID = ("max_steps", "initial_checkpoint")
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ class Settings:
 
     def changes(self) -> dict[str, Any]:
         """Those of `values` that make another experiment of it."""
-        return {name: v for name, v in self.values.items() if name != "short" and not _on_resume(name)}
+        return {name: v for name, v in self.values.items() if name != "short" and not _without_effect(name)}
 
 
-def _on_resume(name: str) -> bool:
+def _without_effect(name: str) -> bool:
     """Whether the key may differ when a run goes on, because it can't change the result."""
+    if name in _NOT_UNSAID:
+        return False
     entries = (entry for kind in SECTIONS.values() for entry in fields(cast(Any, kind)))
     return any(entry.name == name and entry.metadata["on_resume"] for entry in entries)
 
@@ -73,6 +77,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ValueError(f"set was {text!r}; it should be given as {_OWN[name]}")
     if name in _MADE:
         raise ValueError(f"set was {text!r}; {name} is what the experiment's runs differ in")
+    if name == "resume":
+        raise ValueError(f"set was {text!r}; interrupted runs go on when the same command is given again")
     option = "--" + name.replace("_", "-")
     if isinstance(Config().values().get(name), bool):
         words = {"true": option, "yes": option, "false": f"--no-{option[2:]}", "no": f"--no-{option[2:]}"}
@@ -81,7 +87,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
         given = [words[value.lower()]]
     else:
         given = [f"{option}={value}"]
-    return name, parse_command_line(given, prog="fastac.paper").values[name]
+    parsed = parse_command_line(given, prog="fastac.paper").values[name]
+    if name == "score_history" and not parsed:
+        raise ValueError(f"set was {text!r}; it should be true: the column AUM needs each epoch's AUM")
+    return name, parsed
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,10 @@ class Run:
         try:
             if config.data.batch_size != stored.data.batch_size:
                 raise ValueError(f"batch_size was {config.data.batch_size}, not {stored.data.batch_size}")
+            values, before = config.values(), stored.values()
+            for name in _NOT_UNSAID:
+                if values[name] != before[name]:
+                    raise ValueError(f"{name} was {values[name]!r}, not {before[name]!r}")
             resumed_config(stored, _with_exclude_of(config, stored).values(), self.folder.path)
         except ValueError as error:
             raise ValueError(
