@@ -17,11 +17,12 @@ from fastac.issues.run_scores import rank_run
 from fastac.paper import runner
 from fastac.paper.__main__ import main
 from fastac.paper.aum import aum_after_first_epoch, aum_runs, flagged_ids
-from fastac.paper.figure3 import trimmed_chain
 from fastac.paper.grid import GRIDS, figure3
 from fastac.paper.published import TABLES, Published
 from fastac.paper.runs import Run, Settings
-from fastac.paper.tables import Report, summarize
+from fastac.paper.summary import summarize
+from fastac.paper.tables import Report
+from fastac.paper.trimming import trimmed_chain
 from fastac.run import RunFolder
 
 SMALL = ["--device", "cpu", "--set", "model=cnn", "batch_size=20", "tensorboard=false", "threads=1"]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fastac.paper.aum import aum_runs
-from fastac.paper.figure3 import TAUS, trimmed_chain
 from fastac.paper.published import CIFAR10N, NOISE, TABLES, Published
 from fastac.paper.runs import Run, Settings, plain_runs
+from fastac.paper.trimming import TAUS, trimmed_chain
 
 __all__ = ["GRIDS", "Cell", "Grid", "figure3"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,38 +10,15 @@ from typing import Any
 
 import torch
 
-from fastac.extras import require
 from fastac.paper.grid import Cell, Grid
 from fastac.paper.runs import Settings
+from fastac.paper.summary import Summary, summarize
 from fastac.report.plots import BLUE, VERMILLION, drawing, new_figure, plain_text, write_png
 from fastac.run import environment, write_json
 
-__all__ = ["Report", "Summary", "aligned", "collect", "summarize"]
+__all__ = ["Report", "aligned", "collect"]
 
 Results = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Accuracy over seeds, per cent. half: of the 95 % interval of the mean (Student's t), None for a single run."""
-
-    mean: float
-    half: float | None
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" + (" (1 run)" if self.half is None else f" ± {self.half:.2f}")
-
-
-def summarize(accuracies: Sequence[float]) -> Summary | None:
-    """accuracies: shares in [0, 1], one a seed. None where there is none."""
-    if not accuracies:
-        return None
-    percent, count = [100 * value for value in accuracies], len(accuracies)
-    if count == 1:
-        return Summary(percent[0], None, 1)
-    quantile = float(require("scipy.stats", "train").t.ppf(0.975, count - 1))
-    return Summary(statistics.mean(percent), quantile * statistics.stdev(percent) / math.sqrt(count), count)
 
 
 @dataclass(frozen=True)
