@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from paper_data import write_cifar10, write_cifar100
 from paper_process import InProcess
 from training_runs import without_pictures
 
-from fastac.config import load_config, recipe_names
+from fastac.config import load_config
 from fastac.data import read_id_file
 from fastac.history import ScoreHistory
 from fastac.issues import draw_threshold_sets, find_threshold_issues
@@ -18,7 +19,7 @@ from fastac.paper import runner
 from fastac.paper.__main__ import main
 from fastac.paper.aum import aum_after_first_epoch, aum_runs, flagged_ids
 from fastac.paper.grid import GRIDS, figure3
-from fastac.paper.published import TABLES, Published
+from fastac.paper.published import TABLE_7, TABLES, Published
 from fastac.paper.runs import Run, Settings
 from fastac.paper.summary import summarize
 from fastac.paper.tables import Report
@@ -49,26 +50,95 @@ def words(what, data, output, *more):
 # ---------------------------------------------------------------- the grids
 
 
-def test_the_grids_have_the_published_cells():
-    for name, published in TABLES.items():
-        grid = GRIDS[name]
-        assert list(grid.rows) == list(published)
-        for row, figures in published.items():
-            columns = dict(zip(grid.columns, figures, strict=True))
-            assert {column: figure for column, figure in columns.items() if figure is not None} == {
-                column: cell.published for (r, column), cell in grid.cells.items() if r == row
-            }
+# As the paper prints them: its name of the row's data and network, then the figures column by column.
+PAPER = {
+    "table2": """
+        cifar10-wrn40-2 | 94.70 | 95.90 | 96.30 | 96.30 | - | 96.56 ± 0.11
+        cifar10-wrn28-10 | 96.13 | 96.92 | 97.32 | 97.30 | 97.42 | 97.53 ± 0.08
+        cifar10-shake-shake-26-2x32d | 96.45 | 96.98 | 97.53 | 97.50 | 97.46 | 97.60 ± 0.07
+        cifar10-shake-shake-26-2x96d | 97.14 | 97.44 | 98.01 | 98.00 | 97.97 | 98.12 ± 0.11
+        cifar10-shake-shake-26-2x112d | 97.18 | 97.43 | 98.11 | 98.10 | 97.97 | 98.27 ± 0.05
+        cifar10-pyramidnet | 97.33 | 97.69 | 98.52 | 98.30 | 98.54 | 98.59 ± 0.05""",
+    "table3": """
+        cifar100-wrn40-2 | 74.00 | 74.80 | 79.30 | 79.40 | - | 79.94 ± 0.20
+        cifar100-wrn28-10 | 81.20 | 81.59 | 82.91 | 82.70 | 83.27 | 84.07 ± 0.18
+        cifar100-shake-shake-26-2x96d | 82.95 | 84.00 | 85.72 | 85.40 | 84.69 | 86.19 ± 0.12
+        cifar100-pyramidnet | 86.01 | 87.81 | 89.33 | 88.30 | 89.06 | 89.40 ± 0.11""",
+    "table4": """
+        svhn-wrn28-10 | 98.50 | 98.70 | 98.93 | 98.90 | 98.82 | 98.96""",
+    "table5": """
+        imagenet-resnet50 | 75.30 / 92.20 | 77.63 / 93.82 | 77.60 / 93.70 | 77.71 / 93.58""",
+    "table6": """
+        cifar10-resnet32 | 91.9 | 92.1 | 92.75 ± 0.06
+        cifar100-resnet32 | 67.0 | 68.2 | 69.13 ± 0.24""",
+    "table8": """
+        cifar10-wrn40-2 | 96.30 | 96.56 ± 0.11 | 96.54 ± 0.11
+        cifar10-wrn28-10 | 97.32 | 97.53 ± 0.08 | 97.48 ± 0.06
+        cifar100-wrn40-2 | 79.30 | 79.94 ± 0.20 | 79.86 ± 0.19
+        cifar100-wrn28-10 | 82.91 | 84.07 ± 0.18 | 84.12 ± 0.17""",
+}
+COLUMNS = {
+    "table2": "Baseline Cutout AA FAA PBA AC1+AA",
+    "table3": "Baseline Cutout AA FAA PBA AC1+AA",
+    "table4": "Baseline Cutout AA FAA PBA AC1+AA",
+    "table5": "Baseline AA FAA AC2+AA",
+    "table6": "Baseline AUM AC1",
+    "table8": "AA AC1+AA AC2+AA",
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_grids_have_the_published_cells(name):
+    grid = GRIDS[name]
+    assert list(grid.columns.values()) == COLUMNS[name].split()
+    lines = []
+    for row in grid.rows:
+        cells = [grid.cells.get((row, column)) for column in grid.columns]
+        lines.append(" | ".join([row, *("-" if cell is None else str(cell.published) for cell in cells)]))
+    assert lines == [line.strip() for line in PAPER[name].strip().splitlines()]
+
+
+def test_all_published_tables_have_a_grid():
+    assert TABLES.keys() == PAPER.keys()
+    assert TABLES.keys() <= GRIDS.keys()
     assert GRIDS["table2"].cells["cifar10-pyramidnet", "ac1-aa"].published == Published(98.59, 0.05)
-    assert ("cifar10-wrn40-2", "pba") not in GRIDS["table2"].cells  # a dash in the table
-    assert str(GRIDS["table5"].cells["imagenet-resnet50", "ac2-aa"].published) == "77.71 / 93.58"
+
+
+# Table 7 as the paper prints it.
+TABLE_7_ROWS = """
+    cifar10-resnet32 ResNet-32 0.1 multistep 0.0001 256 300
+    cifar10-wrn40-2 Wide-ResNet-40-2 0.1 cosine 0.0002 128 200
+    cifar10-wrn28-10 Wide-ResNet-28-10 0.1 cosine 0.0005 128 200
+    cifar10-shake-shake-26-2x32d Shake-Shake (26 2x32d) 0.01 cosine 0.001 128 1800
+    cifar10-shake-shake-26-2x96d Shake-Shake (26 2x96d) 0.01 cosine 0.001 128 1800
+    cifar10-shake-shake-26-2x112d Shake-Shake (26 2x112d) 0.01 cosine 0.001 128 1800
+    cifar10-pyramidnet PyramidNet+ShakeDrop 0.05 cosine 5e-05 64 1800
+    cifar100-resnet32 ResNet-32 0.1 multistep 0.0001 256 300
+    cifar100-wrn28-10 Wide-ResNet-28-10 0.1 cosine 0.0005 128 200
+    cifar100-shake-shake-26-2x96d Shake-Shake (26 2x96d) 0.01 cosine 0.0025 128 1800
+    cifar100-pyramidnet PyramidNet+ShakeDrop 0.025 cosine 0.0005 64 1800
+    svhn-wrn28-10 Wide-ResNet-28-10 0.005 cosine 0.001 128 200
+    imagenet-resnet50 ResNet-50 0.1 multistep 0.0001 256 270
+"""
+
+
+def test_table_7_is_the_published_one():
+    lines = [
+        f"{name} {s.model} {s.lr} {s.schedule} {s.weight_decay} {s.batch_size} {s.epochs}"
+        for name, s in TABLE_7.items()
+    ]
+    assert lines == [line.strip() for line in TABLE_7_ROWS.strip().splitlines()]
+    steps = {name: s.milestones for name, s in TABLE_7.items() if s.schedule == "multistep"}
+    assert steps == {
+        "cifar10-resnet32": (150, 225),
+        "cifar100-resnet32": (150, 225),
+        "imagenet-resnet50": (90, 180, 240),
+    }
 
 
 def test_every_cell_has_recipes_that_load(tmp_path):
     for grid in GRIDS.values():
         for cell in grid.cells.values():
-            if cell.recipe.split("+")[0] not in recipe_names():
-                assert cell.recipe.startswith("imagenet")
-                continue
             for run in cell.runs(0, Settings(tmp_path)):
                 assert run.config().run.seed == 0
 
@@ -154,7 +224,11 @@ def test_table_6_prints_ours_beside_the_published(table6, capsys):
     (published,) = [line for line in lines if line.startswith("  published")]
     assert published.split() == ["published", "91.9", "92.1", "92.75", "±", "0.06"]
     record = json.loads((output / "table6-short0.01.json").read_text())
-    for cell in record["cells"]:
+    assert [(cell["row"], cell["seeds"]) for cell in record["cells"]] == [
+        *[("cifar10-resnet32", 2)] * 3,
+        *[("cifar100-resnet32", 0)] * 3,
+    ]
+    for cell in record["cells"][:3]:
         accuracies = [run["test_accuracy"] for run in cell["runs"]]
         assert len(accuracies) == 2
         assert cell["mean"] == pytest.approx(50 * sum(accuracies))
@@ -282,15 +356,26 @@ def test_figure_3(data, tmp_path, capsys):
     assert "τ = 5 %" in text
     assert "with model=cnn, batch_size=20, aa=none, cutout=0 (--set)" in text
     record = json.loads((tmp_path / "figure3-short0.01.json").read_text())
-    assert [cell["column"] for cell in record["cells"]] == ["ac1-aa", "0", "5", "10"]
-    assert [cell["seeds"] for cell in record["cells"]] == [1, 1, 1, 1]
+    columns = ["ac1-aa", "0", "0.2", "0.4", "0.6", "0.8", "1", "5", "10"]  # the figure's own and those given
+    first = record["cells"][: len(columns)]
+    assert [cell["column"] for cell in first] == columns
+    assert [cell["seeds"] for cell in first] == [1, 1, 0, 0, 0, 0, 0, 1, 1]
     assert (tmp_path / "figure3-short0.01.png").stat().st_size > 5000
+    # Another command has no τ of these: they stay in the files, and are not in what it prints.
+    capsys.readouterr()
+    assert main([*argv, "--no-train", "--columns", "ac1-aa", "--taus", "2.5"], start=start) == 0
+    assert "τ" not in capsys.readouterr().out.replace("τ = 0.2 % on both", "")
+    again = json.loads((tmp_path / "figure3-short0.01.json").read_text())["cells"]
+    assert [cell["column"] for cell in again if cell["row"] == "cifar10-wrn40-2"] == columns
+    assert [cell["mean"] for cell in again] == [cell["mean"] for cell in record["cells"]]
 
 
 def test_taus(tmp_path):
     assert list(figure3([0.4, 0, 0.4]).columns) == ["ac1-aa", "0", "0.4"]
     with pytest.raises(ValueError, match="taus was 100; it should be at least 0 and below 100"):
         figure3([0, 100])
+    with pytest.raises(ValueError, match="taus was empty; it should be one τ or more"):
+        figure3([])
     assert trimmed_chain(0)("cifar10-wrn40-2", 0, Settings(tmp_path))[0].recipe == "cifar10-wrn40-2+aa"
 
 
@@ -319,6 +404,86 @@ def test_a_failed_run_is_reported_and_the_table_has_the_rest(data, tmp_path, cap
     assert list(record["failed"]) == ["cifar10-resnet32+ac1-seed0-short0.01"]
 
 
+def copy_of(table6, tmp_path):
+    """The output of `table6` for a test that writes, and the command with it."""
+    output, _, argv = table6
+    shutil.copytree(output, tmp_path / "out")
+    return tmp_path / "out", [str(tmp_path / "out") if word == str(output) else word for word in argv]
+
+
+def never(run, slot, lock):
+    raise AssertionError(f"{run.name} was started")
+
+
+def test_a_part_is_printed_and_all_is_written(table6, tmp_path, capsys):
+    """One column and one seed: the files keep the others, and the second seed."""
+    output, argv = copy_of(table6, tmp_path)
+    assert main([*argv, "--no-train"], start=never) == 0
+    paths = [output / f"table6-short0.01.{suffix}" for suffix in ("json", "md")]
+    cells, markdown = json.loads(paths[0].read_text())["cells"], paths[1].read_text()
+    for path in paths:
+        path.unlink()
+    capsys.readouterr()
+    part = [*argv, "--no-train", "--columns", "ac1", "--seeds", "1"]
+    assert main(part, start=never) == 0
+    text = capsys.readouterr().out
+    assert "AUM" not in text.replace("AUM's reference code", "")
+    assert "(1 run)" in text
+    assert json.loads(paths[0].read_text())["cells"] == cells
+    assert paths[1].read_text() == markdown
+    assert [cell["seeds"] for cell in cells] == [2, 2, 2, 0, 0, 0]
+    assert markdown.count("not run") == 3
+    assert not list(output.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("more", [["--no-train"], ["--no-train", "--columns", "ac1"], ["--columns", "ac1"]])
+def test_runs_of_other_settings_are_not_printed_as_these(table6, tmp_path, capsys, more):
+    """The first settings are table6's without the --set, the second differ in one key; and where those runs are of
+    another column than the command's."""
+    output, argv = copy_of(table6, tmp_path)
+    before = {path: path.read_bytes() for path in output.glob("table6*")}
+    plain = [word for word in argv if word not in argv[argv.index("--set") : argv.index("--rows")]]
+    for command in (plain, [*argv, "--set", "lr=0.2"], [*argv, "--set", "max_steps=5"]):
+        assert main([*command, *more], start=never) == 2
+        printed = capsys.readouterr()
+        assert "is a run with other settings" in printed.err
+        assert printed.out == ""
+    for folder in output.glob("*+ac1-*"):
+        shutil.rmtree(folder)
+    assert main([*argv, "--set", "max_steps=5", *more], start=never) == 2
+    assert "max_steps was 5, not 0. Give another --output" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in output.glob("table6*")} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["table6", "--taus", "0,0.2"], "taus was '0.0, 0.2'; it is for figure3, not for table6"),
+        (["table1", "--taus", "0"], "taus was '0.0'; it is for figure3, not for table1"),
+        (
+            ["table1", "--rows", "a", "b"],
+            "rows was 'a, b'; it is for experiments that train networks, not for table1",
+        ),
+        (["table7", "--columns", "aa"], "columns was 'aa'; .*, not for table7"),
+        (["theorems", "--seeds", "3"], "seeds was '3'; .*, not for theorems"),
+        (["list", "--short", "0.1"], "short was '0.1'; .*, not for list"),
+        (["list", "--data-dir", "data"], "data_dir was 'data'; "),
+        (["list", "--output", "out"], "output was 'out'; "),
+        (["list", "--device", "cpu"], "device was 'cpu'; "),
+        (["list", "--jobs", "2"], "jobs was '2'; "),
+        (["list", "--set", "lr=0.2", "epochs=3"], "set was 'lr=0.2, epochs=3'; "),
+        (["list", "--dry-run"], "dry_run was 'True'; "),
+        (["list", "--no-train"], "no_train was 'True'; "),
+        (["figure3", "--taus", ""], "taus was empty"),
+    ],
+)
+def test_options_that_a_command_has_no_use_for(capsys, words, message):
+    assert main(words, start=never) == 2
+    printed = capsys.readouterr()
+    assert re.match(f"fastac.paper: error: {message}", printed.err)
+    assert printed.out == ""
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -337,9 +502,6 @@ def test_a_failed_run_is_reported_and_the_table_has_the_rest(data, tmp_path, cap
     ],
 )
 def test_wrong_options(data, tmp_path, capsys, more, message):
-    def never(run, slot, lock):
-        raise AssertionError(f"{run.name} was started")
-
     assert main(words("table6", data, tmp_path / "out", *more), start=never) == 2
     error = capsys.readouterr().err
     assert error.startswith("fastac.paper: error: ")
@@ -392,8 +554,7 @@ def test_list_and_table_7(capsys):
     text = capsys.readouterr().out
     assert "figure3: Figure 3" in text
     assert "rows: svhn-wrn28-10" in text
-    status = main(["table7"])
+    assert main(["table7"]) == 0
     text = capsys.readouterr().out
     assert "published:" not in text
-    missing = "does not have the recipe" in text  # of ImageNet
-    assert status == int(missing) == int("imagenet-resnet50" not in recipe_names())
+    assert text.count("epochs\n") == 13

@@ -150,6 +150,8 @@ def _noise_rows() -> dict[str, tuple[str, str]]:
 
 def figure3(taus: Sequence[float] = TAUS) -> Grid:
     """The figure as a grid: a column for AutoCleansing and one for each τ, per cent of the training set."""
+    if not taus:
+        raise ValueError("taus was empty; it should be one τ or more, per cent of the training set")
     for tau in taus:
         if not 0 <= tau < 100:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -180,14 +181,16 @@ class Report:
             write_png(figure, out)
 
     def write(self, folder: Path) -> list[Path]:
-        """NAME.json, NAME.md and NAME.png."""
+        """NAME.json, NAME.md and NAME.png, each whole: a reader finds the old one or the new one."""
         folder.mkdir(parents=True, exist_ok=True)
         stem = (
             self.grid.name if self.settings.short == 1 else f"{self.grid.name}-short{self.settings.short:g}"
         )
         paths = [folder / f"{stem}.{suffix}" for suffix in ("json", "md", "png")]
         write_json(paths[0], self.record())
-        paths[1].write_text(self.markdown() + "\n", encoding="utf-8")
+        draft = folder / f".{paths[1].name}.{os.getpid()}.tmp"
+        draft.write_text(self.markdown() + "\n", encoding="utf-8")
+        os.replace(draft, paths[1])
         self.plot(paths[2])
         return paths
 

@@ -6,6 +6,7 @@ what is left has AutoAugment and plain cross entropy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from fastac.issues.run_scores import rank_run
 from fastac.paper.runs import Run, Settings, exclude_path, make_run, plain_runs, write_ids
 
-__all__ = ["TAUS", "trimmed_chain", "trimmed_ids"]
+__all__ = ["TAUS", "trimmed_chain", "trimmed_ids", "trimmed_taus"]
 
 TAUS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Per cent of the training set; the figure's axis has marks from 0 to 0.8 %."""
@@ -45,3 +46,11 @@ def trimmed_ids(folder: Path, tau: float) -> list[int]:
     ranking = rank_run(folder, method="alpha", percent=tau)
     ids: list[int] = sorted(ranking.loc[ranking["is_label_issue"], "index"].tolist())
     return ids
+
+
+def trimmed_taus(settings: Settings) -> list[float]:
+    """The τ above 0 of the finished runs in the output that train the same share of the epochs, ascending."""
+    end = "" if settings.short == 1 else re.escape(f"-short{settings.short:g}")
+    name = re.compile(rf".+\+aa-trimmed(\d+(?:\.\d+)?(?:e-\d+)?)-seed\d+{end}")
+    folders = (path.parent.name for path in settings.output.glob("*+aa-trimmed*/result.json"))
+    return sorted({float(match[1]) for folder in folders if (match := name.fullmatch(folder))})
