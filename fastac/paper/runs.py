@@ -16,7 +16,7 @@ from fastac.data import read_id_file
 from fastac.extras import require
 from fastac.run import RunFolder
 
-__all__ = ["Run", "Settings", "parse_setting", "plain_runs", "steps_of"]
+__all__ = ["Run", "Settings", "parse_setting", "plain_runs", "revisions_of", "steps_of"]
 
 # How many training images the data sets have, for an estimate before they are read.
 _IMAGES = {
@@ -36,7 +36,9 @@ _OWN = {
     "device": "--device",
     "short": "--short",
 }
+UNCOMMITTED = " with uncommitted changes"
 _MADE = ("recipe", "dataset", "name", "exclude", "threshold_set", "loss")
+_STAMP = ("git", "fastac", "device", "started")
 # The trainer lets them differ when a run goes on, but not without changing what comes of it.
 _NOT_UNSAID = ("max_steps", "initial_checkpoint")
 
@@ -156,13 +158,16 @@ class Run:
             ) from error
 
     def result(self) -> dict[str, Any] | None:
-        """What result.json holds with the revision that made it, None where the run has not come to its end."""
+        """What result.json holds with the stamp of what made it, and those of what went on with it in the list
+        `resumed`; None where the run has not come to its end."""
         if not self.folder.result.is_file():
             return None
         result: dict[str, Any] = json.loads(self.folder.result.read_text(encoding="utf-8"))
         made_by = json.loads(self.folder.environment.read_text(encoding="utf-8"))
-        stamp = {name: made_by[name] for name in ("git", "device", "started")}
-        return {**result, **stamp, "removed": self._removed()}
+        first, *others = [
+            {name: stamp[name] for name in _STAMP} for stamp in (made_by, *made_by.get("resumed", []))
+        ]
+        return {**result, **first, "resumed": others, "removed": self._removed()}
 
     def _removed(self) -> dict[str, int] | None:
         """Of a run that leaves samples out: how many of how many labels, and how many of them are wrong, of how many in
@@ -177,6 +182,18 @@ class Run:
             wrong = (frame["given_label"] != frame["true_label"]).to_numpy()
             counts |= {"wrong": int(wrong.sum()), "wrong_removed": int(wrong[ids].sum())}
         return counts
+
+
+def revisions_of(result: Mapping[str, Any]) -> list[str]:
+    """Of what `Run.result` gives: by which revisions the run was trained, in their order, each once; the package's
+    version where it was no checkout."""
+    return list(dict.fromkeys(_revision(stamp) for stamp in (result, *result["resumed"])))
+
+
+def _revision(stamp: Mapping[str, Any]) -> str:
+    if stamp["git"] is None:
+        return f"version {stamp['fastac']}"
+    return stamp["git"]["revision"][:7] + (UNCOMMITTED if stamp["git"]["dirty"] else "")
 
 
 def _with_exclude_of(config: Config, stored: Config) -> Config:

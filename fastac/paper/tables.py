@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastac.paper.grid import Cell, Grid
-from fastac.paper.runs import Settings
+from fastac.paper.runs import UNCOMMITTED, Settings, revisions_of
 from fastac.paper.summary import Summary, summarize
 from fastac.report.plots import BLUE, VERMILLION, drawing, new_figure, plain_text, write_png
 from fastac.run import environment, write_json
@@ -24,8 +24,8 @@ Results = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Report:
-    """A grid with what its runs gave. results: by row and column, of each seed that came to its end. failed: by run,
-    why."""
+    """A grid with what its runs gave. results: by row and column, of each seed that came to its end, with `revisions`
+    of all runs that the figure comes from. failed: by run, why."""
 
     grid: Grid
     settings: Settings
@@ -69,7 +69,14 @@ class Report:
             lines.append(
                 f"{missing} cell(s) without a finished run, {short_of} with fewer seeds than {self.seeds}"
             )
-        return [*lines, *self._removals(), *self.grid.notes]
+        return [*lines, *self._revisions(), *self._removals(), *self.grid.notes]
+
+    def _revisions(self) -> list[str]:
+        """Which revisions the runs are of, where these are several, or are not what was trained."""
+        names = sorted({name for runs in self.results.values() for run in runs for name in run["revisions"]})
+        if len(names) > 1:
+            return [f"made by {len(names)} revisions: {', '.join(names)}"]
+        return [f"made by revision {name}" for name in names if name.endswith(UNCOMMITTED)]
 
     def _removals(self) -> list[str]:
         """What the runs left out that leave something out, over the seeds."""
@@ -246,6 +253,8 @@ _KEPT = (
     "git",
     "device",
     "started",
+    "resumed",
+    "revisions",
 )
 
 
@@ -268,7 +277,9 @@ def collect(
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for key, cell in grid.cells.items():
         for seed in range(seeds):
-            last = cell.runs(seed, settings)[-1]
-            if last.name in results:
-                found.setdefault(key, []).append(results[last.name])
+            chain = [run.name for run in cell.runs(seed, settings)]
+            if chain[-1] in results:
+                names = [name for run in chain if run in results for name in revisions_of(results[run])]
+                result = {**results[chain[-1]], "revisions": list(dict.fromkeys(names))}
+                found.setdefault(key, []).append(result)
     return Report(grid, settings, seeds, found, failed)
