@@ -10,7 +10,6 @@ from paper_data import write_cifar10, write_cifar100
 from paper_process import InProcess
 from training_runs import without_pictures
 
-from fastac.config import load_config
 from fastac.data import read_id_file
 from fastac.history import ScoreHistory
 from fastac.issues import draw_threshold_sets, find_threshold_issues
@@ -18,13 +17,7 @@ from fastac.issues.run_scores import rank_run
 from fastac.paper import runner
 from fastac.paper.__main__ import main
 from fastac.paper.aum import aum_after_first_epoch, aum_runs, flagged_ids
-from fastac.paper.finished import finished_runs
-from fastac.paper.grid import GRIDS, figure3
-from fastac.paper.published import TABLE_7, TABLES, Published
-from fastac.paper.runs import UNCOMMITTED, Run, Settings
-from fastac.paper.summary import summarize
-from fastac.paper.tables import collect
-from fastac.paper.trimming import trimmed_chain
+from fastac.paper.runs import Settings
 from fastac.run import RunFolder
 
 SMALL = ["--device", "cpu", "--set", "model=cnn", "batch_size=20", "tensorboard=false", "threads=1"]
@@ -46,141 +39,6 @@ def data(tmp_path_factory):
 
 def words(what, data, output, *more):
     return [what, "--data-dir", str(data), "--output", str(output), *SMALL, *more]
-
-
-# ---------------------------------------------------------------- the grids
-
-
-# As the paper prints them: its name of the row's data and network, then the figures column by column.
-PAPER = {
-    "table2": """
-        cifar10-wrn40-2 | 94.70 | 95.90 | 96.30 | 96.30 | - | 96.56 ± 0.11
-        cifar10-wrn28-10 | 96.13 | 96.92 | 97.32 | 97.30 | 97.42 | 97.53 ± 0.08
-        cifar10-shake-shake-26-2x32d | 96.45 | 96.98 | 97.53 | 97.50 | 97.46 | 97.60 ± 0.07
-        cifar10-shake-shake-26-2x96d | 97.14 | 97.44 | 98.01 | 98.00 | 97.97 | 98.12 ± 0.11
-        cifar10-shake-shake-26-2x112d | 97.18 | 97.43 | 98.11 | 98.10 | 97.97 | 98.27 ± 0.05
-        cifar10-pyramidnet | 97.33 | 97.69 | 98.52 | 98.30 | 98.54 | 98.59 ± 0.05""",
-    "table3": """
-        cifar100-wrn40-2 | 74.00 | 74.80 | 79.30 | 79.40 | - | 79.94 ± 0.20
-        cifar100-wrn28-10 | 81.20 | 81.59 | 82.91 | 82.70 | 83.27 | 84.07 ± 0.18
-        cifar100-shake-shake-26-2x96d | 82.95 | 84.00 | 85.72 | 85.40 | 84.69 | 86.19 ± 0.12
-        cifar100-pyramidnet | 86.01 | 87.81 | 89.33 | 88.30 | 89.06 | 89.40 ± 0.11""",
-    "table4": """
-        svhn-wrn28-10 | 98.50 | 98.70 | 98.93 | 98.90 | 98.82 | 98.96""",
-    "table5": """
-        imagenet-resnet50 | 75.30 / 92.20 | 77.63 / 93.82 | 77.60 / 93.70 | 77.71 / 93.58""",
-    "table6": """
-        cifar10-resnet32 | 91.9 | 92.1 | 92.75 ± 0.06
-        cifar100-resnet32 | 67.0 | 68.2 | 69.13 ± 0.24""",
-    "table8": """
-        cifar10-wrn40-2 | 96.30 | 96.56 ± 0.11 | 96.54 ± 0.11
-        cifar10-wrn28-10 | 97.32 | 97.53 ± 0.08 | 97.48 ± 0.06
-        cifar100-wrn40-2 | 79.30 | 79.94 ± 0.20 | 79.86 ± 0.19
-        cifar100-wrn28-10 | 82.91 | 84.07 ± 0.18 | 84.12 ± 0.17""",
-}
-COLUMNS = {
-    "table2": "Baseline Cutout AA FAA PBA AC1+AA",
-    "table3": "Baseline Cutout AA FAA PBA AC1+AA",
-    "table4": "Baseline Cutout AA FAA PBA AC1+AA",
-    "table5": "Baseline AA FAA AC2+AA",
-    "table6": "Baseline AUM AC1",
-    "table8": "AA AC1+AA AC2+AA",
-}
-
-
-@pytest.mark.parametrize("name", PAPER)
-def test_the_grids_have_the_published_cells(name):
-    grid = GRIDS[name]
-    assert list(grid.columns.values()) == COLUMNS[name].split()
-    lines = []
-    for row in grid.rows:
-        cells = [grid.cells.get((row, column)) for column in grid.columns]
-        lines.append(" | ".join([row, *("-" if cell is None else str(cell.published) for cell in cells)]))
-    assert lines == [line.strip() for line in PAPER[name].strip().splitlines()]
-
-
-def test_all_published_tables_have_a_grid():
-    assert TABLES.keys() == PAPER.keys()
-    assert TABLES.keys() <= GRIDS.keys()
-    assert GRIDS["table2"].cells["cifar10-pyramidnet", "ac1-aa"].published == Published(98.59, 0.05)
-
-
-# Table 7 as the paper prints it.
-TABLE_7_ROWS = """
-    cifar10-resnet32 ResNet-32 0.1 multistep 0.0001 256 300
-    cifar10-wrn40-2 Wide-ResNet-40-2 0.1 cosine 0.0002 128 200
-    cifar10-wrn28-10 Wide-ResNet-28-10 0.1 cosine 0.0005 128 200
-    cifar10-shake-shake-26-2x32d Shake-Shake (26 2x32d) 0.01 cosine 0.001 128 1800
-    cifar10-shake-shake-26-2x96d Shake-Shake (26 2x96d) 0.01 cosine 0.001 128 1800
-    cifar10-shake-shake-26-2x112d Shake-Shake (26 2x112d) 0.01 cosine 0.001 128 1800
-    cifar10-pyramidnet PyramidNet+ShakeDrop 0.05 cosine 5e-05 64 1800
-    cifar100-resnet32 ResNet-32 0.1 multistep 0.0001 256 300
-    cifar100-wrn28-10 Wide-ResNet-28-10 0.1 cosine 0.0005 128 200
-    cifar100-shake-shake-26-2x96d Shake-Shake (26 2x96d) 0.01 cosine 0.0025 128 1800
-    cifar100-pyramidnet PyramidNet+ShakeDrop 0.025 cosine 0.0005 64 1800
-    svhn-wrn28-10 Wide-ResNet-28-10 0.005 cosine 0.001 128 200
-    imagenet-resnet50 ResNet-50 0.1 multistep 0.0001 256 270
-"""
-
-
-def test_table_7_is_the_published_one():
-    lines = [
-        f"{name} {s.model} {s.lr} {s.schedule} {s.weight_decay} {s.batch_size} {s.epochs}"
-        for name, s in TABLE_7.items()
-    ]
-    assert lines == [line.strip() for line in TABLE_7_ROWS.strip().splitlines()]
-    steps = {name: s.milestones for name, s in TABLE_7.items() if s.schedule == "multistep"}
-    assert steps == {
-        "cifar10-resnet32": (150, 225),
-        "cifar100-resnet32": (150, 225),
-        "imagenet-resnet50": (90, 180, 240),
-    }
-
-
-def test_every_cell_has_recipes_that_load(tmp_path):
-    for grid in GRIDS.values():
-        for cell in grid.cells.values():
-            for run in cell.runs(0, Settings(tmp_path)):
-                assert run.config().run.seed == 0
-
-
-def test_what_a_cell_trains():
-    def data_of(table, row, column):
-        return load_config(GRIDS[table].cells[row, column].recipe).data
-
-    svhn = data_of("table4", "svhn-wrn28-10", "ac1-aa")
-    assert (svhn.dataset, svhn.aa, svhn.cutout) == ("svhn-extra", "autoaugment", 20)
-    assert data_of("table4", "svhn-wrn28-10", "baseline").cutout == 0
-    cifar = data_of("table3", "cifar100-wrn28-10", "pba")
-    assert (cifar.dataset, cifar.aa, cifar.cutout) == ("cifar100", "pba", 16)
-    noisy = data_of("noise", "cifar10-uniform-40-no-augment", "ac1")
-    assert (noisy.noise, noisy.noise_rate, noisy.augment) == ("uniform", 0.4, "none")
-    imagenet = {column: cell.recipe for (_, column), cell in GRIDS["table5"].cells.items()}
-    assert imagenet["aa"] == "imagenet-resnet50+aa+cutout-0"
-    assert imagenet["faa"] == "imagenet-resnet50+faa+cutout-0"
-
-
-def test_tables_share_their_runs(tmp_path):
-    settings = Settings(tmp_path)
-    shared = GRIDS["table2"].cells["cifar10-wrn40-2", "ac1-aa"].runs(2, settings)
-    assert GRIDS["table8"].cells["cifar10-wrn40-2", "ac1-aa"].runs(2, settings) == shared
-    assert GRIDS["figure3"].cells["cifar10-wrn40-2", "ac1-aa"].runs(2, settings) == shared
-    detector, trimmed = GRIDS["figure3"].cells["cifar10-wrn40-2", "0.2"].runs(2, settings)
-    assert [detector] == shared
-    assert trimmed.needs == (detector.name,)
-    assert GRIDS["figure3"].cells["cifar10-wrn40-2", "0"].runs(2, settings) == GRIDS["table2"].cells[
-        "cifar10-wrn40-2", "aa"
-    ].runs(2, settings)
-
-
-def test_mean_and_interval():
-    assert summarize([]) is None
-    one = summarize([0.9])
-    assert (one.mean, one.half, str(one)) == (90.0, None, "90.00 (1 run)")
-    five = summarize([0.90, 0.91, 0.92, 0.93, 0.94])
-    assert five.mean == pytest.approx(92.0)
-    assert five.half == pytest.approx(2.776445 * 1.5811388 / 5**0.5)  # t of 4 degrees of freedom
-    assert str(five) == "92.00 ± 1.96"
 
 
 # ---------------------------------------------------------------- table 6, with AUM
@@ -277,66 +135,6 @@ def test_the_aum_runs_follow_the_protocol(table6):
     assert (last["left_out"], last["loss"], last["epochs"], last["classes"]) == (len(wanted), "ce", 3, 10)
 
 
-def test_what_was_removed(tmp_path):
-    """Six labels, of which 1 and 4 are wrong; 4 and 5 are left out."""
-    (tmp_path / "ids.csv").write_text("index\n4\n5\n")
-    run = Run("run", "digits", Settings(tmp_path), {"exclude": str(tmp_path / "ids.csv")})
-    run.folder.path.mkdir()
-    run.folder.result.write_text(json.dumps({"test_accuracy": 0.5}))
-    write_environment(run, None)
-    given, truth = [0, 1, 2, 3, 4, 5], [0, 0, 2, 3, 0, 5]
-    run.folder.write_labels(np.array(given), np.array(truth))
-    removed = run.result()["removed"]
-    assert removed == {"labels": 6, "removed": 2, "wrong": 2, "wrong_removed": 1}
-    grid = GRIDS["digits"].select(["demo"], ["aum"])
-    (_, _, last) = grid.cells["demo", "aum"].runs(0, Settings(tmp_path))
-    report = collect(grid, Settings(tmp_path), 1, {last.name: run.result()}, {})
-    assert (
-        "20 % uniform, AUM: 33.33% of the labels left out, 50.0% of these wrong; 50.0% of the wrong ones left out"
-        in report.text().splitlines()
-    )
-    run.folder.write_labels(np.array(given), None)
-    assert run.result()["removed"] == {"labels": 6, "removed": 2}
-
-
-def write_environment(run, *revisions):
-    """A stamp for the start and for each time the run was gone on with: a revision, with + behind it where files
-    differed; None where there is no checkout."""
-    for revision in revisions:
-        git = revision and {"revision": revision.rstrip("+") * 10, "dirty": revision.endswith("+")}
-        stamp = {"git": git, "fastac": "0.9", "device": "x", "started": "now", "packages": {"torch": "2"}}
-        run.folder.write_environment(stamp)
-
-
-@pytest.mark.parametrize(
-    ("stamps", "remark"),
-    [
-        ([["aaaa"], ["aaaa"], ["aaaa", "aaaa"]], None),
-        ([[None], [None], [None]], None),
-        ([["aaaa"], ["aaaa"], ["aaaa", "bbbb"]], "made by 2 revisions: aaaaaaa, bbbbbbb"),  # gone on with
-        ([["aaaa"], ["cccc"], ["aaaa"]], "made by 2 revisions: aaaaaaa, ccccccc"),  # a threshold run's
-        ([["aaaa"], [None], ["bbbb+"]], f"made by 3 revisions: aaaaaaa, bbbbbbb{UNCOMMITTED}, version 0.9"),
-        ([["aaaa+"], ["aaaa+"], ["aaaa+"]], f"made by revision aaaaaaa{UNCOMMITTED}"),
-    ],
-)
-def test_the_revisions_are_told(tmp_path, stamps, remark):
-    settings, grid = Settings(tmp_path), GRIDS["digits"].select(["demo"], ["aum"])
-    chain = grid.cells["demo", "aum"].runs(0, settings)
-    for run, revisions in zip(chain, stamps, strict=True):
-        run.folder.path.mkdir()
-        run.folder.result.write_text(json.dumps({"test_accuracy": 0.5}))
-        write_environment(run, *revisions)
-    results = finished_runs(chain)
-    assert [len(result["resumed"]) for result in results.values()] == [len(one) - 1 for one in stamps]
-    report = collect(grid, settings, 1, results, {})
-    lines = [line for line in report.text().splitlines() if line.startswith("made by")]
-    assert lines == ([] if remark is None else [remark])
-    record = report.record()
-    (run,) = record["cells"][0]["runs"]
-    assert [stamp["started"] for stamp in run["resumed"]] == ["now"] * (len(stamps[2]) - 1)
-    assert (remark in record["remarks"]) == (remark is not None)
-
-
 def test_flagged_ids_of_runs_that_do_not_belong_together(table6):
     output, *_ = table6
     first = output / "cifar10-resnet32-aum-set1-seed0-short0.01"
@@ -410,15 +208,6 @@ def test_figure_3(data, tmp_path, capsys):
     assert [cell["mean"] for cell in again] == [cell["mean"] for cell in record["cells"]]
 
 
-def test_taus(tmp_path):
-    assert list(figure3([0.4, 0, 0.4]).columns) == ["ac1-aa", "0", "0.4"]
-    with pytest.raises(ValueError, match="taus was 100; it should be at least 0 and below 100"):
-        figure3([0, 100])
-    with pytest.raises(ValueError, match="taus was empty; it should be one τ or more"):
-        figure3([])
-    assert trimmed_chain(0)("cifar10-wrn40-2", 0, Settings(tmp_path))[0].recipe == "cifar10-wrn40-2+aa"
-
-
 # ---------------------------------------------------------------- the command
 
 
@@ -476,7 +265,9 @@ def test_a_part_is_printed_and_all_is_written(table6, tmp_path, capsys):
     assert not list(output.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("more", [["--no-train"], ["--no-train", "--columns", "ac1"], ["--columns", "ac1"]])
+@pytest.mark.parametrize(
+    "more", [["--no-train"], ["--no-train", "--columns", "ac1"], ["--columns", "ac1"], ["--dry-run"]]
+)
 def test_runs_of_other_settings_are_not_printed_as_these(table6, tmp_path, capsys, more):
     """The first settings are table6's without the --set, the second differ in one key; and where those runs are of
     another column than the command's."""
@@ -587,14 +378,3 @@ def test_threads_are_shared_out(monkeypatch, tmp_path, capsys):
     assert "--threads=1" in capsys.readouterr().out
     main(argv)
     assert "--threads" not in capsys.readouterr().out
-
-
-def test_list_and_table_7(capsys):
-    assert main(["list"]) == 0
-    text = capsys.readouterr().out
-    assert "figure3: Figure 3" in text
-    assert "rows: svhn-wrn28-10" in text
-    assert main(["table7"]) == 0
-    text = capsys.readouterr().out
-    assert "published:" not in text
-    assert text.count("epochs\n") == 13

@@ -75,16 +75,14 @@ def _experiment(options: argparse.Namespace, start: Start) -> int:
     grid = grid.select(options.rows, options.columns)
     settings = _settings(options)
     runs = runs_of(grid, settings, options.seeds)
-    if options.dry_run:
-        print(_dry_run(grid, runs))
-        return 0
-    if options.train:
+    if options.train and not options.dry_run:
         _check_data(runs, options.data_dir)
     for run in runs:
         run.check()
-    _whole(
-        grid, settings, options.seeds, Outcome()
-    )  # other settings are told before hours of training, not after
+    _whole(grid, settings, options.seeds, Outcome())  # it may refuse: before hours of training, not after
+    if options.dry_run:
+        print(_dry_run(grid, runs))
+        return 0
     figures = options.what == "figures4to6"
     images = load_images(grid, settings, options.seeds, IMAGES) if figures else {}
     outcome = run_all(runs, jobs=options.jobs, start=start) if options.train else Outcome(finished_runs(runs))
@@ -151,7 +149,6 @@ def _dry_run(grid: Grid, runs: Sequence[Run]) -> str:
     """Each run with its recipe and about how many steps it takes, and the whole."""
     lines, total, unknown = [grid.title, ""], 0, 0
     for run in runs:
-        run.check()
         steps = steps_of(run.config())
         done = run.result() is not None
         unknown += steps is None
