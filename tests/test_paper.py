@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from paper_data import write_cifar10, write_cifar100
 from paper_process import InProcess
 from training_runs import without_pictures
 
-from fastac.config import load_config, recipe_names
 from fastac.data import read_id_file
 from fastac.history import ScoreHistory
 from fastac.issues import draw_threshold_sets, find_threshold_issues
@@ -17,11 +17,7 @@ from fastac.issues.run_scores import rank_run
 from fastac.paper import runner
 from fastac.paper.__main__ import main
 from fastac.paper.aum import aum_after_first_epoch, aum_runs, flagged_ids
-from fastac.paper.figure3 import trimmed_chain
-from fastac.paper.grid import GRIDS, figure3
-from fastac.paper.published import TABLES, Published
-from fastac.paper.runs import Run, Settings
-from fastac.paper.tables import Report, summarize
+from fastac.paper.runs import Settings
 from fastac.run import RunFolder
 
 SMALL = ["--device", "cpu", "--set", "model=cnn", "batch_size=20", "tensorboard=false", "threads=1"]
@@ -43,72 +39,6 @@ def data(tmp_path_factory):
 
 def words(what, data, output, *more):
     return [what, "--data-dir", str(data), "--output", str(output), *SMALL, *more]
-
-
-# ---------------------------------------------------------------- the grids
-
-
-def test_the_grids_have_the_published_cells():
-    for name, published in TABLES.items():
-        grid = GRIDS[name]
-        assert list(grid.rows) == list(published)
-        for row, figures in published.items():
-            columns = dict(zip(grid.columns, figures, strict=True))
-            assert {column: figure for column, figure in columns.items() if figure is not None} == {
-                column: cell.published for (r, column), cell in grid.cells.items() if r == row
-            }
-    assert GRIDS["table2"].cells["cifar10-pyramidnet", "ac1-aa"].published == Published(98.59, 0.05)
-    assert ("cifar10-wrn40-2", "pba") not in GRIDS["table2"].cells  # a dash in the table
-    assert str(GRIDS["table5"].cells["imagenet-resnet50", "ac2-aa"].published) == "77.71 / 93.58"
-
-
-def test_every_cell_has_recipes_that_load(tmp_path):
-    for grid in GRIDS.values():
-        for cell in grid.cells.values():
-            if cell.recipe.split("+")[0] not in recipe_names():
-                assert cell.recipe.startswith("imagenet")
-                continue
-            for run in cell.runs(0, Settings(tmp_path)):
-                assert run.config().run.seed == 0
-
-
-def test_what_a_cell_trains():
-    def data_of(table, row, column):
-        return load_config(GRIDS[table].cells[row, column].recipe).data
-
-    svhn = data_of("table4", "svhn-wrn28-10", "ac1-aa")
-    assert (svhn.dataset, svhn.aa, svhn.cutout) == ("svhn-extra", "autoaugment", 20)
-    assert data_of("table4", "svhn-wrn28-10", "baseline").cutout == 0
-    cifar = data_of("table3", "cifar100-wrn28-10", "pba")
-    assert (cifar.dataset, cifar.aa, cifar.cutout) == ("cifar100", "pba", 16)
-    noisy = data_of("noise", "cifar10-uniform-40-no-augment", "ac1")
-    assert (noisy.noise, noisy.noise_rate, noisy.augment) == ("uniform", 0.4, "none")
-    imagenet = {column: cell.recipe for (_, column), cell in GRIDS["table5"].cells.items()}
-    assert imagenet["aa"] == "imagenet-resnet50+aa+cutout-0"
-    assert imagenet["faa"] == "imagenet-resnet50+faa+cutout-0"
-
-
-def test_tables_share_their_runs(tmp_path):
-    settings = Settings(tmp_path)
-    shared = GRIDS["table2"].cells["cifar10-wrn40-2", "ac1-aa"].runs(2, settings)
-    assert GRIDS["table8"].cells["cifar10-wrn40-2", "ac1-aa"].runs(2, settings) == shared
-    assert GRIDS["figure3"].cells["cifar10-wrn40-2", "ac1-aa"].runs(2, settings) == shared
-    detector, trimmed = GRIDS["figure3"].cells["cifar10-wrn40-2", "0.2"].runs(2, settings)
-    assert [detector] == shared
-    assert trimmed.needs == (detector.name,)
-    assert GRIDS["figure3"].cells["cifar10-wrn40-2", "0"].runs(2, settings) == GRIDS["table2"].cells[
-        "cifar10-wrn40-2", "aa"
-    ].runs(2, settings)
-
-
-def test_mean_and_interval():
-    assert summarize([]) is None
-    one = summarize([0.9])
-    assert (one.mean, one.half, str(one)) == (90.0, None, "90.00 (1 run)")
-    five = summarize([0.90, 0.91, 0.92, 0.93, 0.94])
-    assert five.mean == pytest.approx(92.0)
-    assert five.half == pytest.approx(2.776445 * 1.5811388 / 5**0.5)  # t of 4 degrees of freedom
-    assert str(five) == "92.00 ± 1.96"
 
 
 # ---------------------------------------------------------------- table 6, with AUM
@@ -153,7 +83,11 @@ def test_table_6_prints_ours_beside_the_published(table6, capsys):
     (published,) = [line for line in lines if line.startswith("  published")]
     assert published.split() == ["published", "91.9", "92.1", "92.75", "±", "0.06"]
     record = json.loads((output / "table6-short0.01.json").read_text())
-    for cell in record["cells"]:
+    assert [(cell["row"], cell["seeds"]) for cell in record["cells"]] == [
+        *[("cifar10-resnet32", 2)] * 3,
+        *[("cifar100-resnet32", 0)] * 3,
+    ]
+    for cell in record["cells"][:3]:
         accuracies = [run["test_accuracy"] for run in cell["runs"]]
         assert len(accuracies) == 2
         assert cell["mean"] == pytest.approx(50 * sum(accuracies))
@@ -199,27 +133,6 @@ def test_the_aum_runs_follow_the_protocol(table6):
         (output / "cifar10-resnet32-without-flagged-seed1-short0.01" / "result.json").read_text()
     )
     assert (last["left_out"], last["loss"], last["epochs"], last["classes"]) == (len(wanted), "ce", 3, 10)
-
-
-def test_what_was_removed(tmp_path):
-    """Six labels, of which 1 and 4 are wrong; 4 and 5 are left out."""
-    (tmp_path / "ids.csv").write_text("index\n4\n5\n")
-    run = Run("run", "digits", Settings(tmp_path), {"exclude": str(tmp_path / "ids.csv")})
-    run.folder.path.mkdir()
-    run.folder.result.write_text(json.dumps({"test_accuracy": 0.5}))
-    run.folder.environment.write_text(json.dumps({"git": None, "device": "x", "started": "now"}))
-    given, truth = [0, 1, 2, 3, 4, 5], [0, 0, 2, 3, 0, 5]
-    run.folder.write_labels(np.array(given), np.array(truth))
-    removed = run.result()["removed"]
-    assert removed == {"labels": 6, "removed": 2, "wrong": 2, "wrong_removed": 1}
-    grid = GRIDS["digits"].select(["demo"], ["aum"])
-    report = Report(grid, Settings(tmp_path), 1, {("demo", "aum"): [run.result()]}, {})
-    assert (
-        "20 % uniform, AUM: 33.33% of the labels left out, 50.0% of these wrong; 50.0% of the wrong ones left out"
-        in report.text().splitlines()
-    )
-    run.folder.write_labels(np.array(given), None)
-    assert run.result()["removed"] == {"labels": 6, "removed": 2}
 
 
 def test_flagged_ids_of_runs_that_do_not_belong_together(table6):
@@ -281,16 +194,18 @@ def test_figure_3(data, tmp_path, capsys):
     assert "τ = 5 %" in text
     assert "with model=cnn, batch_size=20, aa=none, cutout=0 (--set)" in text
     record = json.loads((tmp_path / "figure3-short0.01.json").read_text())
-    assert [cell["column"] for cell in record["cells"]] == ["ac1-aa", "0", "5", "10"]
-    assert [cell["seeds"] for cell in record["cells"]] == [1, 1, 1, 1]
+    columns = ["ac1-aa", "0", "0.2", "0.4", "0.6", "0.8", "1", "5", "10"]  # the figure's own and those given
+    first = record["cells"][: len(columns)]
+    assert [cell["column"] for cell in first] == columns
+    assert [cell["seeds"] for cell in first] == [1, 1, 0, 0, 0, 0, 0, 1, 1]
     assert (tmp_path / "figure3-short0.01.png").stat().st_size > 5000
-
-
-def test_taus(tmp_path):
-    assert list(figure3([0.4, 0, 0.4]).columns) == ["ac1-aa", "0", "0.4"]
-    with pytest.raises(ValueError, match="taus was 100; it should be at least 0 and below 100"):
-        figure3([0, 100])
-    assert trimmed_chain(0)("cifar10-wrn40-2", 0, Settings(tmp_path))[0].recipe == "cifar10-wrn40-2+aa"
+    # Another command has no τ of these: they stay in the files, and are not in what it prints.
+    capsys.readouterr()
+    assert main([*argv, "--no-train", "--columns", "ac1-aa", "--taus", "2.5"], start=start) == 0
+    assert "τ" not in capsys.readouterr().out.replace("τ = 0.2 % on both", "")
+    again = json.loads((tmp_path / "figure3-short0.01.json").read_text())["cells"]
+    assert [cell["column"] for cell in again if cell["row"] == "cifar10-wrn40-2"] == columns
+    assert [cell["mean"] for cell in again] == [cell["mean"] for cell in record["cells"]]
 
 
 # ---------------------------------------------------------------- the command
@@ -318,6 +233,88 @@ def test_a_failed_run_is_reported_and_the_table_has_the_rest(data, tmp_path, cap
     assert list(record["failed"]) == ["cifar10-resnet32+ac1-seed0-short0.01"]
 
 
+def copy_of(table6, tmp_path):
+    """The output of `table6` for a test that writes, and the command with it."""
+    output, _, argv = table6
+    shutil.copytree(output, tmp_path / "out")
+    return tmp_path / "out", [str(tmp_path / "out") if word == str(output) else word for word in argv]
+
+
+def never(run, slot, lock):
+    raise AssertionError(f"{run.name} was started")
+
+
+def test_a_part_is_printed_and_all_is_written(table6, tmp_path, capsys):
+    """One column and one seed: the files keep the others, and the second seed."""
+    output, argv = copy_of(table6, tmp_path)
+    assert main([*argv, "--no-train"], start=never) == 0
+    paths = [output / f"table6-short0.01.{suffix}" for suffix in ("json", "md")]
+    cells, markdown = json.loads(paths[0].read_text())["cells"], paths[1].read_text()
+    for path in paths:
+        path.unlink()
+    capsys.readouterr()
+    part = [*argv, "--no-train", "--columns", "ac1", "--seeds", "1"]
+    assert main(part, start=never) == 0
+    text = capsys.readouterr().out
+    assert "AUM" not in text.replace("AUM's reference code", "")
+    assert "(1 run)" in text
+    assert json.loads(paths[0].read_text())["cells"] == cells
+    assert paths[1].read_text() == markdown
+    assert [cell["seeds"] for cell in cells] == [2, 2, 2, 0, 0, 0]
+    assert markdown.count("not run") == 3
+    assert not list(output.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "more", [["--no-train"], ["--no-train", "--columns", "ac1"], ["--columns", "ac1"], ["--dry-run"]]
+)
+def test_runs_of_other_settings_are_not_printed_as_these(table6, tmp_path, capsys, more):
+    """The first settings are table6's without the --set, the second differ in one key; and where those runs are of
+    another column than the command's."""
+    output, argv = copy_of(table6, tmp_path)
+    before = {path: path.read_bytes() for path in output.glob("table6*")}
+    plain = [word for word in argv if word not in argv[argv.index("--set") : argv.index("--rows")]]
+    for command in (plain, [*argv, "--set", "lr=0.2"], [*argv, "--set", "max_steps=5"]):
+        assert main([*command, *more], start=never) == 2
+        printed = capsys.readouterr()
+        assert "is a run with other settings" in printed.err
+        assert printed.out == ""
+    for folder in output.glob("*+ac1-*"):
+        shutil.rmtree(folder)
+    assert main([*argv, "--set", "max_steps=5", *more], start=never) == 2
+    assert "max_steps was 5, not 0. Give another --output" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in output.glob("table6*")} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["table6", "--taus", "0,0.2"], "taus was '0.0, 0.2'; it is for figure3, not for table6"),
+        (["table1", "--taus", "0"], "taus was '0.0'; it is for figure3, not for table1"),
+        (
+            ["table1", "--rows", "a", "b"],
+            "rows was 'a, b'; it is for experiments that train networks, not for table1",
+        ),
+        (["table7", "--columns", "aa"], "columns was 'aa'; .*, not for table7"),
+        (["theorems", "--seeds", "3"], "seeds was '3'; .*, not for theorems"),
+        (["list", "--short", "0.1"], "short was '0.1'; .*, not for list"),
+        (["list", "--data-dir", "data"], "data_dir was 'data'; "),
+        (["list", "--output", "out"], "output was 'out'; "),
+        (["list", "--device", "cpu"], "device was 'cpu'; "),
+        (["list", "--jobs", "2"], "jobs was '2'; "),
+        (["list", "--set", "lr=0.2", "epochs=3"], "set was 'lr=0.2, epochs=3'; "),
+        (["list", "--dry-run"], "dry_run was 'True'; "),
+        (["list", "--no-train"], "no_train was 'True'; "),
+        (["figure3", "--taus", ""], "taus was empty"),
+    ],
+)
+def test_options_that_a_command_has_no_use_for(capsys, words, message):
+    assert main(words, start=never) == 2
+    printed = capsys.readouterr()
+    assert re.match(f"fastac.paper: error: {message}", printed.err)
+    assert printed.out == ""
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -336,9 +333,6 @@ def test_a_failed_run_is_reported_and_the_table_has_the_rest(data, tmp_path, cap
     ],
 )
 def test_wrong_options(data, tmp_path, capsys, more, message):
-    def never(run, slot, lock):
-        raise AssertionError(f"{run.name} was started")
-
     assert main(words("table6", data, tmp_path / "out", *more), start=never) == 2
     error = capsys.readouterr().err
     assert error.startswith("fastac.paper: error: ")
@@ -384,15 +378,3 @@ def test_threads_are_shared_out(monkeypatch, tmp_path, capsys):
     assert "--threads=1" in capsys.readouterr().out
     main(argv)
     assert "--threads" not in capsys.readouterr().out
-
-
-def test_list_and_table_7(capsys):
-    assert main(["list"]) == 0
-    text = capsys.readouterr().out
-    assert "figure3: Figure 3" in text
-    assert "rows: svhn-wrn28-10" in text
-    status = main(["table7"])
-    text = capsys.readouterr().out
-    assert "published:" not in text
-    missing = "does not have the recipe" in text  # of ImageNet
-    assert status == int(missing) == int("imagenet-resnet50" not in recipe_names())

@@ -266,6 +266,13 @@ def test_the_figures(few, data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(figures4to6.ImagesReport, "plot", lambda report, out: None)
     assert main([*argv, "--no-train"], start=never) == 0
     assert capsys.readouterr().out == text
+    # A part is printed; the record keeps the other data set.
+    assert (
+        main([*argv, "--no-train", "--rows", "cifar100-wrn40-2", "--data-dir", str(data)], start=never) == 0
+    )
+    assert "CIFAR-10 id" not in capsys.readouterr().out
+    again = json.loads((tmp_path / "figures4to6-short0.01.json").read_text())
+    assert (again["images"], again["largest_alpha"]) == (record["images"], record["largest_alpha"])
 
 
 def test_nothing_is_there_yet(few, data, tmp_path, capsys):
@@ -278,8 +285,10 @@ def test_nothing_is_there_yet(few, data, tmp_path, capsys):
         assert "1 cell(s) without a finished run" in text
         assert "CIFAR-10 " not in text.partition("not here")[0]
     record = json.loads((tmp_path / "figures4to6-short0.01.json").read_text())
-    (only,) = record["images"]
-    assert (only["runs"], only["label_in_data"]) == ([], "class 5")
+    assert [one["published"]["number"] for one in record["images"]] == [6, 11, 14]  # the whole figure's
+    assert [one["label_in_data"] for one in record["images"]] == [None, None, "class 5"]
+    only = record["images"][2]
+    assert only["runs"] == []
     assert only["mean"] == dict.fromkeys(["max_rank", "min_rank", "alpha", "other_alpha"])
 
 
@@ -306,11 +315,13 @@ def test_drawn_images_are_the_data_sets(few, data, tmp_path, monkeypatch):
     train = load_dataset("cifar10", data).train
     pictures = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
     np.testing.assert_array_equal(pictures, train.images[[30, 219]])
+    mine = figure.axes[2:6:3]  # the third line is of the row that the command leaves out
+    assert figure.axes[8].texts[0].get_text() == "not run"
     with drawing():
-        labels = [[text.get_text() for text in axes.get_yticklabels()] for axes in figure.axes[2::3]]
+        labels = [[text.get_text() for text in axes.get_yticklabels()] for axes in mine]
     (folder,) = tmp_path.glob("cifar10-*seed0*")
     _, offsets = read_offsets(folder, FEW["cifar10-wrn40-2"], train.class_names)
     assert labels == [list(one.classes)[::-1] for one in offsets]
-    widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes[2::3]]
+    widths = [[bar.get_width() for bar in axes.patches] for axes in mine]
     assert widths == [list(one.classes.values())[::-1] for one in offsets]
     assert figure.axes[2].get_xlabel() == "α̂ (logits), seed 0"

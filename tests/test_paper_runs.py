@@ -15,7 +15,7 @@ from paper_data import write_cifar10
 from paper_process import InProcess
 from training_runs import without_pictures
 
-from fastac.config import Config, load_config, parse_command_line
+from fastac.config import Config, load_config, parse_command_line, write_config
 from fastac.paper import runner
 from fastac.paper.__main__ import main
 from fastac.paper.runner import InterruptedRunsError, log_tail, run_all, slot_environment, take_lock
@@ -94,6 +94,7 @@ def test_data_folders(tmp_path):
         ("train-limit=2000", ("train_limit", 2000)),
         ("tensorboard=false", ("tensorboard", False)),
         ("nesterov=Yes", ("nesterov", True)),
+        ("score_history=true", ("score_history", True)),
         ("milestones=1,2", ("milestones", (1, 2))),
         ("labels=a=b.npy", ("labels", "a=b.npy")),
         ("clip_grad=none", ("clip_grad", None)),
@@ -113,6 +114,9 @@ def test_settings(text, value):
         ("seed=3", "it should be given as --seeds"),
         ("short=0.5", "it should be given as --short"),
         ("loss=ce", "loss is what the experiment's runs differ in"),
+        ("recipe=demo", "set was 'recipe=demo'; recipe is what the experiment's runs differ in"),
+        ("resume=auto", "set was 'resume=auto'; interrupted runs go on when the same command is given again"),
+        ("score_history=false", "set was 'score_history=false'; it should be true: the column AUM needs"),
     ],
 )
 def test_wrong_settings(text, message):
@@ -145,6 +149,7 @@ def test_finished_runs_are_left_alone_and_others_go_on(tmp_path):
     # A run that was cut off after its first epoch, without a result.
     train(runs[1].config().with_values(max_steps=2), create=start.create)
     (tmp_path / "run1" / "result.json").unlink()
+    write_config(runs[1].config(), tmp_path / "run1" / "config.toml")
     outcome = run_all(runs, start=start, say=told.append)
     assert start.started == ["run0", "run1", "run2"]
     assert outcome.failed == {}
@@ -271,6 +276,35 @@ def test_a_folder_with_another_run_is_an_error(tmp_path, changes):
     with pytest.raises(ValueError, match=f"run is a run with other settings: {name} was .* another --output"):
         run_all([fresh, other], start=start, say=lambda text: None)
     assert start.started == ["run"]
+
+
+@pytest.mark.parametrize(("changed", "was"), [({"max_steps": 1}, {}), ({}, {"max_steps": 1})])
+def test_a_truncated_run_is_another_run(tmp_path, changed, was):
+    """The trainer may go on with a run and other max_steps; an experiment's figures may not come of both."""
+
+    def run(values):
+        return Run("run", "digits", Settings(tmp_path, None, {**DIGITS, **values}), {"seed": 0})
+
+    start = InProcess()
+    outcome = run_all([run(was)], start=start, say=lambda text: None)
+    assert outcome.results["run"]["steps"] == was.get("max_steps", 4)
+    steps = (changed.get("max_steps", 0), was.get("max_steps", 0))
+    with pytest.raises(ValueError, match=f"other settings: max_steps was {steps[0]}, not {steps[1]}. Give"):
+        run_all([run(changed)], start=start, say=lambda text: None)
+    assert start.started == ["run"]
+    assert run({"max_steps": 1}).settings.changes()["max_steps"] == 1
+
+
+def test_another_start_is_another_run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_config(digits(tmp_path, "run").config(), folder / "config.toml")
+    values = {**DIGITS, "initial_checkpoint": "weights.pt"}
+    settings = Settings(tmp_path, None, values)
+    with pytest.raises(ValueError, match="initial_checkpoint was 'weights.pt', not None"):
+        Run("run", "digits", settings, {"seed": 0}).check()
+    assert settings.changes()["initial_checkpoint"] == "weights.pt"
+    assert not {"threads", "device", "tensorboard"} & settings.changes().keys()
 
 
 def test_a_moved_list_of_ids_is_the_same_run(tmp_path):

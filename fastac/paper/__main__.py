@@ -10,15 +10,18 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastac.config import load_config, recipe_names
+from fastac.config import load_config
+from fastac.data import Samples
 from fastac.paper.figure3 import plot_trimmed
 from fastac.paper.figures4to6 import add_images
+from fastac.paper.finished import finished_runs, finished_seeds, runs_of, whole_grid
 from fastac.paper.grid import GRIDS, Grid, figure3
 from fastac.paper.image_offsets import load_images
 from fastac.paper.published import IMAGES, TABLE_7
@@ -32,8 +35,10 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None, *, start: Start = start_process) -> int:
     """Exit status 1: a run failed, or a check; 2: a user's error; 128 + signal: stopped by it."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     try:
+        _check_options(options, parser)
         return COMMANDS.get(options.what, _experiment)(options, start)
     except InterruptedRunsError as stop:
         print(f"fastac.paper: {stop}", file=sys.stderr)
@@ -45,37 +50,77 @@ def main(argv: Sequence[str] | None = None, *, start: Start = start_process) -> 
         return 2
 
 
+def _check_options(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """ValueError for an option that the command has no use for."""
+    given = {name: value for name, value in vars(options).items() if value != parser.get_default(name)}
+    del given["what"]
+    if not given.pop("train", True):
+        given["no_train"] = True
+    for name, value in given.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        if name == "taus" and options.what != "figure3":
+            raise ValueError(f"taus was {text!r}; it is for figure3, not for {options.what}")
+        if options.what in COMMANDS:
+            raise ValueError(
+                f"{name} was {text!r}; it is for experiments that train networks, not for {options.what}"
+            )
+
+
 # ---------------------------------------------------------------- tables and figures
 
 
 def _experiment(options: argparse.Namespace, start: Start) -> int:
-    grid = figure3(options.taus) if options.what == "figure3" and options.taus else GRIDS[options.what]
+    """Train and print what was asked for, write all that is there of the experiment."""
+    grid = GRIDS[options.what] if options.taus is None else figure3(options.taus)
     grid = grid.select(options.rows, options.columns)
     settings = _settings(options)
-    runs = _runs(grid, settings, options.seeds)
+    runs = runs_of(grid, settings, options.seeds)
+    if options.train and not options.dry_run:
+        _check_data(runs, options.data_dir)
+    for run in runs:
+        run.check()
+    _whole(grid, settings, options.seeds, Outcome())  # it may refuse: before hours of training, not after
     if options.dry_run:
         print(_dry_run(grid, runs))
         return 0
-    if options.train:
-        _check_data(runs, options.data_dir)
-    images = load_images(grid, settings, options.seeds, IMAGES) if options.what == "figures4to6" else {}
-    if options.train:
-        outcome = run_all(runs, jobs=options.jobs, start=start)
-    else:
-        outcome = Outcome({run.name: found for run in runs if (found := run.result()) is not None})
+    figures = options.what == "figures4to6"
+    images = load_images(grid, settings, options.seeds, IMAGES) if figures else {}
+    outcome = run_all(runs, jobs=options.jobs, start=start) if options.train else Outcome(finished_runs(runs))
     report = collect(grid, settings, options.seeds, outcome.results, outcome.failed)
-    if options.what == "figures4to6":
-        report = add_images(report, images)
-    print(report.text())
-    paths = report.write(settings.output)
+    print((add_images(report, images) if figures else report).text())
+    whole = _whole(grid, settings, options.seeds, outcome)
+    paths = (_with_images(whole, images) if figures else whole).write(settings.output)
     if options.what == "figure3":
-        _plot_figure3(report, paths[-1])
+        _plot_figure3(whole, paths[-1])
     print("in " + ", ".join(map(str, paths)))
     if outcome.failed:
         print(
             f"fastac.paper: {len(outcome.failed)} run(s) failed: {', '.join(outcome.failed)}", file=sys.stderr
         )
     return 1 if outcome.failed else 0
+
+
+def _whole(part: Grid, settings: Settings, seeds: int, outcome: Outcome) -> Report:
+    """The report of the whole experiment: what the command's part gave, and the finished runs beside it. ValueError
+    where these are of other settings, since a table is of one experiment."""
+    grid = whole_grid(part, settings)
+    seeds = max(seeds, finished_seeds(grid, settings))
+    done = outcome.results | outcome.failed
+    others = finished_runs(run for run in runs_of(grid, settings, seeds) if run.name not in done)
+    return collect(grid, settings, seeds, {**outcome.results, **others}, outcome.failed)
+
+
+def _with_images(report: Report, images: Mapping[str, Samples]) -> Report:
+    """The report with its images. images: those at hand, by row; the others are read from where their runs were
+    trained from."""
+    rest = [row for row in report.grid.rows if row not in images]
+    if rest:
+        settings = replace(report.settings, data_dir=None)
+        images = {
+            **images,
+            **load_images(report.grid.select(rest, None), settings, report.seeds, IMAGES),
+        }
+    return add_images(report, images)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -93,19 +138,6 @@ def _settings(options: argparse.Namespace) -> Settings:
     return Settings(options.output, options.data_dir, values)
 
 
-def _runs(grid: Grid, settings: Settings, seeds: int) -> list[Run]:
-    """All runs of the grid, no name twice: a seed's cells before the next one's, so that a part is a comparison."""
-    runs: dict[str, Run] = {}
-    missing = sorted({cell.recipe.split("+")[0] for cell in grid.cells.values()} - set(recipe_names()))
-    if missing:
-        raise ValueError(f"{grid.name} needs the recipe {missing[0]}, which this version does not have")
-    for seed in range(seeds):
-        for cell in grid.cells.values():
-            for run in cell.runs(seed, settings):
-                runs.setdefault(run.name, run)
-    return list(runs.values())
-
-
 def _check_data(runs: Sequence[Run], data_dir: Path | None) -> None:
     """ValueError now, not in each run, where the data's folder is not given."""
     for dataset in dict.fromkeys(run.config().data.dataset for run in runs):
@@ -117,7 +149,6 @@ def _dry_run(grid: Grid, runs: Sequence[Run]) -> str:
     """Each run with its recipe and about how many steps it takes, and the whole."""
     lines, total, unknown = [grid.title, ""], 0, 0
     for run in runs:
-        run.check()
         steps = steps_of(run.config())
         done = run.result() is not None
         unknown += steps is None
@@ -166,10 +197,6 @@ def _table7(options: argparse.Namespace, start: Start) -> int:
     print("Table 7: the recipes' settings; a published one is named where it differs")
     differ = 0
     for name, published in TABLE_7.items():
-        if name not in recipe_names():
-            print(f"{name:32} this version does not have the recipe")
-            differ += 1
-            continue
         config = load_config(name)
         opt = config.optimizer
         ours = {

@@ -181,7 +181,7 @@ class ImagesReport(Report):
         if row in self.samples:
             axes.imshow(self.samples[row].image(image.index), interpolation="nearest")
         else:
-            axes.text(0.5, 0.5, "needs --data-dir", ha="center", va="center", transform=axes.transAxes)
+            axes.text(0.5, 0.5, "not at hand", ha="center", va="center", transform=axes.transAxes)
 
     def _draw_numbers(self, axes: Axes, row: str, image: PublishedImage) -> None:
         axes.set_axis_off()

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fastac.paper.aum import aum_runs
-from fastac.paper.figure3 import TAUS, trimmed_chain
 from fastac.paper.published import CIFAR10N, NOISE, TABLES, Published
 from fastac.paper.runs import Run, Settings, plain_runs
+from fastac.paper.trimming import TAUS, trimmed_chain
 
 __all__ = ["GRIDS", "Cell", "Grid", "figure3"]
 
@@ -150,6 +150,8 @@ def _noise_rows() -> dict[str, tuple[str, str]]:
 
 def figure3(taus: Sequence[float] = TAUS) -> Grid:
     """The figure as a grid: a column for AutoCleansing and one for each τ, per cent of the training set."""
+    if not taus:
+        raise ValueError("taus was empty; it should be one τ or more, per cent of the training set")
     for tau in taus:
         if not 0 <= tau < 100:
             raise ValueError(

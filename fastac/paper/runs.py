@@ -16,7 +16,7 @@ from fastac.data import read_id_file
 from fastac.extras import require
 from fastac.run import RunFolder
 
-__all__ = ["Run", "Settings", "parse_setting", "plain_runs", "steps_of"]
+__all__ = ["Run", "Settings", "parse_setting", "plain_runs", "revisions_of", "steps_of"]
 
 # How many training images the data sets have, for an estimate before they are read.
 _IMAGES = {
@@ -36,7 +36,11 @@ _OWN = {
     "device": "--device",
     "short": "--short",
 }
-_MADE = ("dataset", "name", "exclude", "threshold_set", "loss")
+UNCOMMITTED = " with uncommitted changes"
+_MADE = ("recipe", "dataset", "name", "exclude", "threshold_set", "loss")
+_STAMP = ("git", "fastac", "device", "started")
+# The trainer lets them differ when a run goes on, but not without changing what comes of it.
+_NOT_UNSAID = ("max_steps", "initial_checkpoint")
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,13 @@ class Settings:
 
     def changes(self) -> dict[str, Any]:
         """Those of `values` that make another experiment of it."""
-        return {name: v for name, v in self.values.items() if name != "short" and not _on_resume(name)}
+        return {name: v for name, v in self.values.items() if name != "short" and not _without_effect(name)}
 
 
-def _on_resume(name: str) -> bool:
+def _without_effect(name: str) -> bool:
     """Whether the key may differ when a run goes on, because it can't change the result."""
+    if name in _NOT_UNSAID:
+        return False
     entries = (entry for kind in SECTIONS.values() for entry in fields(cast(Any, kind)))
     return any(entry.name == name and entry.metadata["on_resume"] for entry in entries)
 
@@ -73,6 +79,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ValueError(f"set was {text!r}; it should be given as {_OWN[name]}")
     if name in _MADE:
         raise ValueError(f"set was {text!r}; {name} is what the experiment's runs differ in")
+    if name == "resume":
+        raise ValueError(f"set was {text!r}; interrupted runs go on when the same command is given again")
     option = "--" + name.replace("_", "-")
     if isinstance(Config().values().get(name), bool):
         words = {"true": option, "yes": option, "false": f"--no-{option[2:]}", "no": f"--no-{option[2:]}"}
@@ -81,7 +89,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
         given = [words[value.lower()]]
     else:
         given = [f"{option}={value}"]
-    return name, parse_command_line(given, prog="fastac.paper").values[name]
+    parsed = parse_command_line(given, prog="fastac.paper").values[name]
+    if name == "score_history" and not parsed:
+        raise ValueError(f"set was {text!r}; it should be true: the column AUM needs each epoch's AUM")
+    return name, parsed
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,10 @@ class Run:
         try:
             if config.data.batch_size != stored.data.batch_size:
                 raise ValueError(f"batch_size was {config.data.batch_size}, not {stored.data.batch_size}")
+            values, before = config.values(), stored.values()
+            for name in _NOT_UNSAID:
+                if values[name] != before[name]:
+                    raise ValueError(f"{name} was {values[name]!r}, not {before[name]!r}")
             resumed_config(stored, _with_exclude_of(config, stored).values(), self.folder.path)
         except ValueError as error:
             raise ValueError(
@@ -143,13 +158,16 @@ class Run:
             ) from error
 
     def result(self) -> dict[str, Any] | None:
-        """What result.json holds with the revision that made it, None where the run has not come to its end."""
+        """What result.json holds with the stamp of what made it, and those of what went on with it in the list
+        `resumed`; None where the run has not come to its end."""
         if not self.folder.result.is_file():
             return None
         result: dict[str, Any] = json.loads(self.folder.result.read_text(encoding="utf-8"))
         made_by = json.loads(self.folder.environment.read_text(encoding="utf-8"))
-        stamp = {name: made_by[name] for name in ("git", "device", "started")}
-        return {**result, **stamp, "removed": self._removed()}
+        first, *others = [
+            {name: stamp[name] for name in _STAMP} for stamp in (made_by, *made_by.get("resumed", []))
+        ]
+        return {**result, **first, "resumed": others, "removed": self._removed()}
 
     def _removed(self) -> dict[str, int] | None:
         """Of a run that leaves samples out: how many of how many labels, and how many of them are wrong, of how many in
@@ -164,6 +182,18 @@ class Run:
             wrong = (frame["given_label"] != frame["true_label"]).to_numpy()
             counts |= {"wrong": int(wrong.sum()), "wrong_removed": int(wrong[ids].sum())}
         return counts
+
+
+def revisions_of(result: Mapping[str, Any]) -> list[str]:
+    """Of what `Run.result` gives: by which revisions the run was trained, in their order, each once; the package's
+    version where it was no checkout."""
+    return list(dict.fromkeys(_revision(stamp) for stamp in (result, *result["resumed"])))
+
+
+def _revision(stamp: Mapping[str, Any]) -> str:
+    if stamp["git"] is None:
+        return f"version {stamp['fastac']}"
+    return stamp["git"]["revision"][:7] + (UNCOMMITTED if stamp["git"]["dirty"] else "")
 
 
 def _with_exclude_of(config: Config, stored: Config) -> Config:

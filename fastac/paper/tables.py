@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import statistics
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,44 +11,21 @@ from typing import Any
 
 import torch
 
-from fastac.extras import require
 from fastac.paper.grid import Cell, Grid
-from fastac.paper.runs import Settings
+from fastac.paper.runs import UNCOMMITTED, Settings, revisions_of
+from fastac.paper.summary import Summary, summarize
 from fastac.report.plots import BLUE, VERMILLION, drawing, new_figure, plain_text, write_png
 from fastac.run import environment, write_json
 
-__all__ = ["Report", "Summary", "aligned", "collect", "summarize"]
+__all__ = ["Report", "aligned", "collect"]
 
 Results = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Accuracy over seeds, per cent. half: of the 95 % interval of the mean (Student's t), None for a single run."""
-
-    mean: float
-    half: float | None
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" + (" (1 run)" if self.half is None else f" ± {self.half:.2f}")
-
-
-def summarize(accuracies: Sequence[float]) -> Summary | None:
-    """accuracies: shares in [0, 1], one a seed. None where there is none."""
-    if not accuracies:
-        return None
-    percent, count = [100 * value for value in accuracies], len(accuracies)
-    if count == 1:
-        return Summary(percent[0], None, 1)
-    quantile = float(require("scipy.stats", "train").t.ppf(0.975, count - 1))
-    return Summary(statistics.mean(percent), quantile * statistics.stdev(percent) / math.sqrt(count), count)
-
-
-@dataclass(frozen=True)
 class Report:
-    """A grid with what its runs gave. results: by row and column, of each seed that came to its end. failed: by run,
-    why."""
+    """A grid with what its runs gave. results: by row and column, of each seed that came to its end, with `revisions`
+    of all runs that the figure comes from. failed: by run, why."""
 
     grid: Grid
     settings: Settings
@@ -93,7 +69,14 @@ class Report:
             lines.append(
                 f"{missing} cell(s) without a finished run, {short_of} with fewer seeds than {self.seeds}"
             )
-        return [*lines, *self._removals(), *self.grid.notes]
+        return [*lines, *self._revisions(), *self._removals(), *self.grid.notes]
+
+    def _revisions(self) -> list[str]:
+        """Which revisions the runs are of, where these are several, or are not what was trained."""
+        names = sorted({name for runs in self.results.values() for run in runs for name in run["revisions"]})
+        if len(names) > 1:
+            return [f"made by {len(names)} revisions: {', '.join(names)}"]
+        return [f"made by revision {name}" for name in names if name.endswith(UNCOMMITTED)]
 
     def _removals(self) -> list[str]:
         """What the runs left out that leave something out, over the seeds."""
@@ -205,14 +188,16 @@ class Report:
             write_png(figure, out)
 
     def write(self, folder: Path) -> list[Path]:
-        """NAME.json, NAME.md and NAME.png."""
+        """NAME.json, NAME.md and NAME.png, each whole: a reader finds the old one or the new one."""
         folder.mkdir(parents=True, exist_ok=True)
         stem = (
             self.grid.name if self.settings.short == 1 else f"{self.grid.name}-short{self.settings.short:g}"
         )
         paths = [folder / f"{stem}.{suffix}" for suffix in ("json", "md", "png")]
         write_json(paths[0], self.record())
-        paths[1].write_text(self.markdown() + "\n", encoding="utf-8")
+        draft = folder / f".{paths[1].name}.{os.getpid()}.tmp"
+        draft.write_text(self.markdown() + "\n", encoding="utf-8")
+        os.replace(draft, paths[1])
         self.plot(paths[2])
         return paths
 
@@ -268,6 +253,8 @@ _KEPT = (
     "git",
     "device",
     "started",
+    "resumed",
+    "revisions",
 )
 
 
@@ -290,7 +277,9 @@ def collect(
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for key, cell in grid.cells.items():
         for seed in range(seeds):
-            last = cell.runs(seed, settings)[-1]
-            if last.name in results:
-                found.setdefault(key, []).append(results[last.name])
+            chain = [run.name for run in cell.runs(seed, settings)]
+            if chain[-1] in results:
+                names = [name for run in chain if run in results for name in revisions_of(results[run])]
+                result = {**results[chain[-1]], "revisions": list(dict.fromkeys(names))}
+                found.setdefault(key, []).append(result)
     return Report(grid, settings, seeds, found, failed)
