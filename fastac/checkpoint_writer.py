@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
@@ -42,32 +42,34 @@ def own_name(name: str, rank: int) -> str:
     return f"{child('own', name)}/{rank:05d}"
 
 
+_MOST_PINNED = 1 << 30  # bytes of one tensor: PyTorch rounds pinned memory up to the next power of two
+
+
 class Stager:
-    """Copies tensors to host memory, which it keeps and fills again at the next save."""
+    """Copies tensors to host memory, which it keeps and fills again at the next save. torch's own stager does that by
+    the tensors' identity, which gathered ones don't keep, and fails at its second use in torch 2.11."""
 
     def __init__(self) -> None:
-        self._stager: DefaultStager | None = None
+        self._held: dict[str, Tensor] = {}
 
     def stage(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns when the copies hold the values."""
-        if self._stager is None:
-            cuda = any(tensor.is_cuda for tensor in tensors.values())
-            self._stager = DefaultStager(
-                StagingOptions(
-                    use_pinned_memory=cuda,
-                    use_shared_memory=False,
-                    use_async_staging=False,
-                    use_non_blocking_copy=cuda,
-                )
-            )
-        staged = self._stager.stage(tensors)
-        assert isinstance(staged, dict)
-        return staged
+        """Returns when the copies hold the values. They are filled again at the next call."""
+        self._held = {name: self._room(name, tensor) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            self._held[name].copy_(tensor, non_blocking=tensor.is_cuda)
+        for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
+        return dict(self._held)
+
+    def _room(self, name: str, tensor: Tensor) -> Tensor:
+        held = self._held.get(name)
+        if held is not None and held.shape == tensor.shape and held.dtype == tensor.dtype:
+            return held
+        pinned = tensor.is_cuda and tensor.nbytes <= _MOST_PINNED
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
 
     def close(self) -> None:
-        if self._stager is not None:
-            self._stager.close()
-            self._stager = None
+        self._held = {}
 
 
 @contextmanager

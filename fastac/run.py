@@ -307,7 +307,10 @@ def environment(device: torch.device, world_size: int) -> dict[str, Any]:
         "git": git_state(Path(__file__).resolve().parent),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "packages": {name: _version(name) for name in ("torch", "numpy", "triton", "pandas", "scikit-learn")},
+        "packages": {
+            "torch": str(torch.__version__),  # with its build, which the distribution's version may lack
+            **{name: _version(name) for name in ("numpy", "triton", "pandas", "scikit-learn")},
+        },
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
