@@ -39,6 +39,7 @@ from checkpoint_runs import (
 
 from fastac import checkpoint, checkpoint_files
 from fastac.checkpoint import CheckpointError, Checkpoints, list_checkpoints, restore_rng, rng_state
+from fastac.checkpoint_writer import Stager
 
 CPU = torch.device("cpu")
 
@@ -143,6 +144,22 @@ def test_a_network_with_its_optimizer(checkpoints):
     for name, part in zip(names, second, strict=True):
         part.load_state_dict(state[name])
     torch.testing.assert_close(advance(*second, 3), expected, rtol=0, atol=0)
+
+
+def test_staging_fills_the_same_room_again():
+    """By name, whoever holds the tensors: gathered ones are new at each save."""
+    stager = Stager()
+    first = stager.stage({"x": torch.ones(3), "y": torch.zeros(2, dtype=torch.uint8)})
+    places = {name: tensor.data_ptr() for name, tensor in first.items()}
+    source = torch.arange(6.0).view(2, 3).t()[:, 0]  # a view with strides of its own
+    second = stager.stage({"x": source, "y": torch.zeros(2, dtype=torch.int64), "z": torch.ones(())})
+    assert second["x"].data_ptr() == places["x"]
+    assert second["x"].tolist() == [0.0, 1.0, 2.0]
+    assert (second["y"].dtype, second["z"].shape) == (torch.int64, ())
+    source.fill_(9)
+    assert second["x"].tolist() == [0.0, 1.0, 2.0]
+    assert stager.stage({"z": torch.zeros(())}).keys() == {"z"}
+    stager.close()
 
 
 def test_changes_after_save_do_not_leak_in(checkpoints):
