@@ -215,7 +215,6 @@ def measure_model(model: str, options: argparse.Namespace) -> dict[str, Any]:
             options.loader_steps,
             options.workers,
             options.aa,
-            rows[way]["images_per_second"],
         )
     return result
 

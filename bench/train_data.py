@@ -69,11 +69,11 @@ def measure_loader(
     steps: int,
     workers: int,
     aa: str,
-    synthetic: float,
 ) -> dict[str, Any]:
-    """Steps of the way `name` on the loader's batches, then the loader by itself.
+    """Steps of the way `name` on the loader's batches, as many on noise before and after, then the loader by itself.
 
-    synthetic: images a second of the same way on noise. loss: the share of it that is lost to the loader.
+    synthetic_images_per_second: on noise, over both times; synthetic_drift: the second time's over the first's, less 1,
+    which is what the machine itself changed by. loss: the share that is lost to the loader.
     """
     size = trainer.size
     extra = {} if aa == "none" else {"aa": aa}
@@ -88,11 +88,14 @@ def measure_loader(
         workers=workers,
         **extra,
     )
+    before = _train_on_noise(trainer, name, steps)
     feed = Feed(loader, trainer)
     try:
         rate, waiting, restarts = _train(trainer, name, feed, steps)
     finally:
         feed.close()
+    after = _train_on_noise(trainer, name, steps)
+    synthetic = 2 / (1 / before + 1 / after)
     feed = Feed(loader, trainer)
     try:
         alone = _drain(trainer, feed, steps)
@@ -107,11 +110,27 @@ def measure_loader(
         "steps": steps,
         "images_per_second": rate,
         "synthetic_images_per_second": synthetic,
+        "synthetic_drift": after / before - 1,
         "loss": 1 - rate / synthetic,
         "waiting_share": waiting,
         "restarts": restarts,
         "loader_images_per_second": alone,
     }
+
+
+def _train_on_noise(trainer: Trainer, name: str, steps: int) -> float:
+    """Images a second."""
+    subject, batches = trainer.subjects[name], trainer.draw(_UNTIMED + steps)
+    for batch in batches[:_UNTIMED]:
+        trainer.step(subject, batch)
+    trainer.wait()
+    start = time.perf_counter()
+    for batch in batches[_UNTIMED:]:
+        loss = trainer.step(subject, batch)
+    trainer.wait()
+    elapsed = time.perf_counter() - start
+    trainer.check_finite(loss)
+    return steps * trainer.size.batch / elapsed
 
 
 def _train(trainer: Trainer, name: str, feed: Feed, steps: int) -> tuple[float, float, int]:

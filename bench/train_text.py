@@ -80,7 +80,8 @@ def loader_text(loader: dict[str, Any]) -> str:
     return (
         f"{loader['images']:,} image files, {loader['loader']} loader, {loader['workers']} workers, policy "
         f"{loader['aa']}: {loader['images_per_second']:,.1f} images/s with {loader['way']}, on noise "
-        f"{loader['synthetic_images_per_second']:,.1f}: {loader['loss']:.1%} lost; "
+        f"{loader['synthetic_images_per_second']:,.1f} (which changed by {loader['synthetic_drift']:+.1%} meanwhile): "
+        f"{loader['loss']:.1%} lost; "
         f"{loader['waiting_share']:.1%} of the time spent waiting for a batch; the loader alone "
         f"{loader['loader_images_per_second']:,.1f}"
     )
