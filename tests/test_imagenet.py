@@ -16,6 +16,9 @@ SMALL = (
 )
 
 
+WITH_DALI = SMALL.replace("--loader torch --aa none ", "")
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
@@ -49,3 +52,20 @@ def test_a_recipe_trains(images, tmp_path, monkeypatch, recipe, form, dtype, his
     assert table.clock.steps == 2
     seen = (table.dense() != 0).reshape(24, -1).any(dim=1)
     assert int(seen.sum()) == 16
+
+
+def test_the_recipe_as_it_stands_reads_with_dali_and_its_policy(images, tmp_path, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    loaders = []
+    create = job.create_loader
+
+    def create_loader(kind, *arguments, **options):
+        loaders.append((kind, options["augment"], options["aa"]))
+        return create(kind, *arguments, **options)
+
+    monkeypatch.setattr(job, "create_loader", create_loader)
+    words = f"--recipe imagenet-resnet50 --data-dir {images} --output {tmp_path} --name run {WITH_DALI}"
+    assert main(words.split()) == 0
+    plain = ("dali", "none", "none")
+    assert loaders == [("dali", "imagenet", "autoaugment-imagenet"), plain, plain]  # training, ranking, test
+    assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["steps"] == 2
