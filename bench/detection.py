@@ -113,7 +113,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     found = []
     for seed in options.seeds:
         for data in options.data:
-            if data == "cifar10":
+            if settings(options)[data].dataset == "cifar10":
                 found += [Cell(data, name, None, seed) for name in CIFAR10N]
             else:
                 found += [Cell(data, kind, rate, seed) for kind in options.noise for rate in options.rates]

@@ -39,6 +39,8 @@ class Setting:
     alpha_lr_scale: float
     augment: str = "none"
     train_limit: int | None = None
+    bfloat16: bool = False
+    """Also on a CPU the network runs in bfloat16, as it does on a GPU."""
     superclasses: tuple[tuple[int, ...], ...] = ()
     """Classes that people confuse, for asymmetric noise: each becomes the next one of its tuple."""
 
@@ -68,6 +70,16 @@ SETTINGS = {
         batch_size=256,
         alpha_lr_scale=1.0,
         augment="crop-flip",
+    ),
+    "cifar10-small": Setting(
+        "cifar10",
+        "cnn",
+        OptimizerConfig(epochs=20, lr=0.1, nesterov=True, weight_decay=5e-4, warmup_epochs=1.0),
+        batch_size=128,
+        alpha_lr_scale=20.0,
+        augment="crop-flip",
+        train_limit=10_000,
+        bfloat16=True,
     ),
 }
 
@@ -110,11 +122,13 @@ class CellData:
 
 def load_cell(cell: Cell, setting: Setting, data_dir: Path | None) -> CellData:
     """The training images with right labels, and the labels given instead."""
-    train = load_dataset(setting.dataset, data_dir, train_limit=setting.train_limit).train
     if cell.rate is None:
+        train = load_dataset(setting.dataset, data_dir).train
         size = {"num_samples": len(train), "num_classes": train.num_classes}
         given = read_label_file(f"{data_dir}/cifar10n_labels.npz:{cell.noise}", **size)
-        return CellData(setting, train, given, train.labels)
+        kept = np.arange(len(train))[: setting.train_limit]
+        return CellData(setting, train.take(kept), given[kept], train.labels[kept])
+    train = load_dataset(setting.dataset, data_dir, train_limit=setting.train_limit).train
     groups = None
     if setting.superclasses:
         groups = np.arange(train.num_classes) + train.num_classes  # a class of its own confuses with none
@@ -180,7 +194,9 @@ def fit(
     for epoch in range(setting.optimizer.trained_epochs):
         for batch in loader.epoch(epoch):
             images = batch.images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast(
+                device.type, torch.bfloat16, enabled=setting.bfloat16 or device.type == "cuda"
+            ):
                 logits = [model(images) for model in models]
             loss([part.float() for part in logits], batch.target, batch.index).backward()
             optimizer.step()

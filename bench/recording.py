@@ -3,8 +3,9 @@
 An epoch of 60,000 samples: the loss with TrainingDynamics beside the loss without (recording in the loss's own pass),
 TrainingDynamics.update, fastac.compat.AUMCalculator with ids as a tensor and as a list, and the package aum; beside
 the training steps of a network of CIFAR's size. On a CPU in processor time, which other work on the machine disturbs
-little; on a GPU, where the package also waits for the device four times a sample, in seconds that pass. Exits with 1
-where recording in the loss costs more than --limit of the steps.
+little; on a GPU in seconds that pass. What the host does is counted too, the same on any device: operators that are
+called, and values that are read back, for each of which a GPU's host waits. Exits with 1 where recording in the loss
+costs more than --limit of the steps.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from typing import Any
 import torch
 from common import Timing, stamp, write_record
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastac
 from fastac.compat import AUMCalculator
 from fastac.extras import require
 from fastac.models import create_model
 
-Batch = tuple[Tensor, Tensor, Tensor]  # logits (B, K), target (B,), index (B,)
+Batch = tuple[
+    Tensor, Tensor, Tensor, list[int]
+]  # logits (B, K), target (B,), index (B,), the same on the host
 SAMPLES = 60_000  # of an epoch
 _PART = 20  # batches that the loss is timed with at once
 
@@ -74,6 +79,7 @@ def measure(options: argparse.Namespace, theirs: Callable[..., Any]) -> dict[str
     )
     with tempfile.TemporaryDirectory() as scratch:
         runs = epochs(options, device, lambda: theirs(scratch))
+        work = count_work(runs, batches)
         # A small difference of two long times: many short parts of an epoch, each pair close together.
         losses = {name: runs.pop(name) for name in ("loss", "loss with dynamics")}
         part = batches[:_PART]
@@ -97,6 +103,7 @@ def measure(options: argparse.Namespace, theirs: Callable[..., Any]) -> dict[str
         "step_seconds": step.record(),
         "loss_seconds": Timing.of(bare).record(),
         "cost_seconds": {name: timing.record() for name, timing in cost.items()},
+        "host_work": work,
         "share_of_steps": {name: timing.median / steps for name, timing in cost.items()},
     }
 
@@ -109,6 +116,7 @@ def draw(options: argparse.Namespace, device: torch.device) -> list[Batch]:
             torch.randn(len(ids), options.classes, device=device, requires_grad=True),
             torch.randint(options.classes, (len(ids),), device=device),
             ids.to(device),
+            ids.tolist(),
         )
         for ids in torch.randperm(SAMPLES).split(options.batch)
     ]
@@ -124,18 +132,18 @@ def epochs(
 
     def loss(batches: list[Batch], recorded: fastac.TrainingDynamics | None) -> None:
         criterion = fastac.AutoCleansingLoss(table, update="forward", dynamics=recorded)
-        for logits, target, index in batches:
+        for logits, target, index, _ in batches:
             criterion(logits, target, index).backward()
             table.step()
 
     def update(batches: list[Batch]) -> None:
-        for batch in batches:
-            dynamics.update(*batch)
+        for logits, target, index, _ in batches:
+            dynamics.update(logits, target, index)
 
     def calculate(batches: list[Batch], make: Callable[[], Any], listed: bool) -> object:
         calculator = make()
-        for logits, target, index in batches:
-            calculator.update(logits, target, index.tolist() if listed else index)
+        for logits, target, index, ids in batches:
+            calculator.update(logits, target, ids if listed else index)
         return calculator.sums
 
     ours = functools.partial(AUMCalculator, "unused")
@@ -147,6 +155,49 @@ def epochs(
         "compat.AUMCalculator, ids in a list": functools.partial(calculate, make=ours, listed=True),
         "package aum": functools.partial(calculate, make=theirs, listed=True),
     }
+
+
+class _Operators(TorchDispatchMode):
+    """How many operators the code in this context calls."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _Reads(TorchFunctionMode):
+    """How often the code in this context brings a tensor's values to the host, where a GPU would be waited for."""
+
+    count = 0
+    functions = {
+        getattr(Tensor, name)
+        for name in ("item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__")
+    }
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += func in self.functions
+        return func(*args, **(kwargs or {}))
+
+
+def count_work(
+    runs: dict[str, Callable[[list[Batch]], object]], batches: list[Batch]
+) -> dict[str, dict[str, int]]:
+    """Operators and reads of an epoch by the ways to record it; in the loss, those that recording adds. Of the second
+    epoch: the first one also makes what is kept."""
+    counted = {}
+    for name, run in runs.items():
+        run(batches[:1])
+        with _Operators() as operators, _Reads() as reads:
+            run(batches)
+        counted[name] = {"operators": operators.count, "reads": reads.count}
+    bare, recorded = counted.pop("loss"), counted.pop("loss with dynamics")
+    return {"recording in the loss": {key: recorded[key] - bare[key] for key in bare}, **counted}
 
 
 def time_in_turn(
@@ -176,7 +227,7 @@ def training_step(options: argparse.Namespace, device: torch.device) -> Callable
     images = torch.randn(options.batch, 3, 32, 32, device=device)
 
     def run(batches: list[Batch]) -> None:
-        for _, target, _ in batches:
+        for _, target, *_ in batches:
             torch.nn.functional.cross_entropy(model(images), target).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -190,13 +241,18 @@ def text(record: dict[str, Any]) -> str:
         f"{record['environment']['device']}, torch {record['environment']['packages']['torch']}, "
         f"{record['environment']['threads']} threads; {settings['model']}, batch {settings['batch']}: "
         f"{1e3 * step['median']:.0f} ms a step ({1e3 * step['low']:.0f} to {1e3 * step['high']:.0f})",
-        f"{'an epoch of 60,000 samples':<42}{'ms':>9}{'quartiles':>20}{'share of steps':>16}{'of aum':>9}",
+        f"{'an epoch of 60,000 samples':<42}{'ms':>9}{'quartiles':>20}{'share of steps':>16}{'of aum':>9}"
+        f"{'operators':>11}{'reads':>9}",
     ]
     costs = record["cost_seconds"]
     for name, cost in costs.items():
         spread = f"{1e3 * cost['low']:.2f} to {1e3 * cost['high']:.2f}"
         share, of_aum = record["share_of_steps"][name], cost["median"] / costs["package aum"]["median"]
-        lines.append(f"{name:<42}{1e3 * cost['median']:>9.2f}{spread:>20}{share:>16.4%}{of_aum:>9.2%}")
+        work = record["host_work"][name]
+        lines.append(
+            f"{name:<42}{1e3 * cost['median']:>9.2f}{spread:>20}{share:>16.4%}{of_aum:>9.2%}"
+            f"{work['operators']:>11,}{work['reads']:>9,}"
+        )
     return "\n".join(lines)
 
 

@@ -499,3 +499,21 @@ def test_augment_as_a_user_runs_it(bench, tmp_path, capsys):
     with pytest.raises(SystemExit):
         bench("augment").parse(["--sizes", "32"])
     assert "--sizes should be side and batch, such as 32x128" in capsys.readouterr().err
+
+
+def test_recording_adds_nothing_for_the_host_to_do(bench, tmp_path, monkeypatch, capsys):
+    """The package aum reads four values a sample; the loss with dynamics calls no operator more than without."""
+    pytest.importorskip("aum")
+    recording = bench("recording")
+    monkeypatch.setattr(recording, "SAMPLES", 700)  # the last batch is smaller
+    options = ["--model", "cnn", "--rounds", "1", "--steps", "1", "--limit", "1e9", "--out", str(tmp_path)]
+    assert recording.main(options) == 0
+    record = json.loads((tmp_path / "recording-cpu.json").read_text(encoding="utf-8"))
+    work = record["host_work"]
+    assert work["recording in the loss"] == {"operators": 0, "reads": 0}
+    assert work["TrainingDynamics.update"]["reads"] == 0
+    assert work["compat.AUMCalculator, ids in a tensor"]["reads"] <= 3  # an epoch, not a sample
+    assert work["package aum"]["reads"] >= 4 * 700
+    assert list(work) == list(record["cost_seconds"]) == list(record["share_of_steps"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in work)
