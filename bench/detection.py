@@ -75,6 +75,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--noise", nargs="+", default=["uniform", "asymmetric", "pair"], help="kinds (CIFAR-10 has its own)"
     )
+    parser.add_argument(
+        "--label-sets", nargs="+", default=list(CIFAR10N), choices=CIFAR10N, help="of CIFAR-10N"
+    )
     parser.add_argument("--rates", nargs="+", type=float, default=[0.05, 0.2, 0.4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="in place of the setting's")
@@ -114,7 +117,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     for seed in options.seeds:
         for data in options.data:
             if settings(options)[data].dataset == "cifar10":
-                found += [Cell(data, name, None, seed) for name in CIFAR10N]
+                found += [Cell(data, name, None, seed) for name in options.label_sets]
             else:
                 found += [Cell(data, kind, rate, seed) for kind in options.noise for rate in options.rates]
     return found

@@ -116,6 +116,15 @@ def test_the_noise_that_is_published():
     }
 
 
+def test_both_forms_of_alpha_stand_beside_what_they_are_compared_with():
+    for name in ("noise", "digits", "fashion-mnist"):
+        assert list(GRIDS[name].columns) == ["baseline", "aum", "ac1", "ac2"]
+    assert list(GRIDS["cifar10n"].columns) == ["baseline", "ac1", "ac2"]
+    cell = GRIDS["noise"].cells["cifar10-uniform-40", "ac2"]
+    assert cell.published is None
+    assert (load_config(cell.recipe).loss.loss, load_config(cell.recipe).data.noise_rate) == ("ac2", 0.4)
+
+
 # ---------------------------------------------------------------- the cells' runs
 
 
