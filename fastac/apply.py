@@ -22,6 +22,7 @@ from fastac.config import Config, read_config
 from fastac.data import labels_digest, read_id_file, read_label_file
 from fastac.decisions import KINDS, Decision, DecisionFile, guard_cell, read_decisions
 from fastac.run import RunFolder
+from fastac.run_data import run_config
 
 __all__ = ["Applied", "apply_decisions", "main"]
 
@@ -92,6 +93,8 @@ def retrain_command(run: RunFolder, config: Config, output: Path, *, excluded: b
     """The command that trains as the run did, on the labels in `output`, without the samples that are to be left out
     where there are some."""
     words = ["python", "-m", "fastac.train", "--recipe", str(run.config)]
+    if config.data.data_dir != read_config(run.path).data.data_dir:  # which is relative to another folder
+        words += ["--data-dir", str(config.data.data_dir)]
     words += ["--labels", str(output / "labels.csv"), "--exclude", str(output / "exclude.csv")]
     if excluded and config.loss.alpha_placement == "aligned":  # whose ranks' shards would be of unlike sizes
         words += ["--alpha-placement", "exchange"]
@@ -124,7 +127,7 @@ def apply_decisions(
     else:
         folder = RunFolder(_find_run(head) if run is None else Path(run))
         given, where = folder.read_labels(), str(folder.labels)
-        config = read_config(folder.path)
+        config = run_config(folder)
         _check_classes(folder, head)
         if config.data.exclude is not None:
             excluded = read_id_file(Path(config.data.exclude), num_samples=len(given))

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastac.config import Config, read_config
 from fastac.data import EncodedImages, Samples, UnreadableImageError
 from fastac.history import ScoreHistory
 from fastac.issues.exports import read_csv
 from fastac.report.offsets import TopOffsets
 from fastac.report.page import default_top, write_review_page
 from fastac.run import RunFolder
-from fastac.training_data import load_data
+from fastac.run_data import run_config, run_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,9 +78,9 @@ def review(
     Raises FileNotFoundError or ValueError for a run that has not ended, and for data that is gone or has changed.
     """
     folder = RunFolder(Path(run))
-    config = read_config(folder.path)
+    config = run_config(folder)
     given, ranking = folder.read_labels(), _ranking(folder, issues)
-    samples = _samples(folder, config, given, data_dir)
+    samples = run_samples(folder, config, given, data_dir)
     shown = ranking.head(default_top(ranking) if top is None else top)
     flagged = int(ranking["is_label_issue"].sum())
     name, c = str(config.run.name), config
@@ -114,21 +113,6 @@ def _ranking(folder: RunFolder, other: Path | None) -> pd.DataFrame:
             f"to go on with it: python -m fastac.train --resume {folder.path}"
         )
     return read_csv(path)
-
-
-def _samples(folder: RunFolder, config: Config, given: np.ndarray, data_dir: str | None) -> Samples:
-    """The run's training samples, loaded again, if their labels are still those that it was trained on."""
-    if data_dir is not None:
-        config = config.with_values(data_dir=data_dir)
-    data = load_data(config)
-    if len(data.given) != len(given):
-        change = f"there are {len(data.given)} samples now, and {len(given)} in {folder.labels}"
-    else:
-        differ = np.flatnonzero(data.given != given)
-        if not differ.size:
-            return data.dataset.train
-        change = f"{differ.size} labels are not those of {folder.labels}, the first of id {differ[0]}"
-    raise ValueError(f"the data has changed since the run: {change}; its ids may be those of other images")
 
 
 def _readable(samples: Samples) -> Callable[[int], np.ndarray | None]:

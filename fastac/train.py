@@ -163,7 +163,9 @@ def open_folder(job: Job, existing: Path | None) -> RunFolder:
     if engine.rank == 0:
         folder = RunFolder.create(job.config) if existing is None else RunFolder(existing)
         write_config(job.config, folder.config)
-        folder.write_environment(environment(engine.device, engine.world_size))
+        # The config's paths may be relative to it.
+        stamp = {**environment(engine.device, engine.world_size), "directory": os.getcwd()}
+        folder.write_environment(stamp)
         folder.write_labels(job.data.given, job.data.truth)
     return RunFolder(engine.broadcast(folder.path if engine.rank == 0 else None))
 

@@ -1,18 +1,24 @@
 """python -m fastac.issues, what it reads of a run, and what it writes for other tools."""
 
+import base64
+import io
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import fastac
+from fastac.config import Config, write_config
 from fastac.issues import alpha_statistics, exports, find_label_issues
 from fastac.issues.__main__ import main
 from fastac.issues.run_scores import rank_run, write_scores
+from fastac.run import RunFolder
 
 pd = pytest.importorskip("pandas")
+Image = pytest.importorskip("PIL.Image")
 
 NASTY = [
     '=HYPERLINK("http://x","y")',
@@ -111,20 +117,32 @@ def test_cleanlabs_columns(tmp_path):
     assert (rest["predicted_label"] == by_id["suggested_label"].drop(unknown)).all()
 
 
-@pytest.mark.parametrize("paths", [False, True])
-def test_fiftyones_fields(tmp_path, paths):
-    issues = make_run(tmp_path / "run", paths=paths)
+def test_fiftyones_fields_in_the_order_of_the_ids(tmp_path):
+    issues = make_run(tmp_path / "run")
     issues.loc[0, "label_quality"] = math.nan
     exports.write_fiftyone(issues, tmp_path / "f.json")
     document = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
-    assert document["key"] == ("path" if paths else "index")
-    keys = [str(key) for key in issues[document["key"]]]
+    assert document["key"] is None
     fields = document["fields"]
     assert set(fields) == {"is_label_issue", "label_quality", "kind", "given_label", "suggested_label"}
-    assert fields["label_quality"][keys[0]] is None
-    assert fields["label_quality"][keys[1]] == issues["label_quality"][1]
-    assert [fields["given_label"][key] for key in keys] == issues["given_class"].tolist()
-    assert [fields["is_label_issue"][key] for key in keys] == issues["is_label_issue"].tolist()
+    assert fields["label_quality"][issues["index"][0]] is None
+    assert fields["label_quality"][issues["index"][1]] == issues["label_quality"][1]
+    by_id = issues.sort_values("index")
+    assert fields["given_label"] == by_id["given_class"].tolist()
+    assert fields["is_label_issue"] == by_id["is_label_issue"].tolist()
+
+
+def test_fiftyones_fields_by_file(tmp_path, monkeypatch):
+    """FiftyOne's filepath is absolute."""
+    monkeypatch.chdir(tmp_path)
+    issues = make_run(tmp_path / "run", paths=True)
+    exports.write_fiftyone(issues, tmp_path / "f.json", root=Path("data") / "train")
+    document = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
+    assert document["key"] == "filepath"
+    quality = document["fields"]["label_quality"]
+    files = [str(tmp_path / "data" / "train" / file) for file in issues["path"]]
+    assert [quality[file] for file in files] == issues["label_quality"].tolist()
+    assert len(quality) == len(issues)
 
 
 def test_label_studios_tasks(tmp_path):
@@ -135,13 +153,35 @@ def test_label_studios_tasks(tmp_path):
     flagged = issues[issues["is_label_issue"]]
     assert 15 < len(flagged) < 30
     assert [task["data"]["index"] for task in tasks] == flagged["index"].tolist()
-    assert [task["data"]["image"] for task in tasks] == flagged["path"].tolist()
+    # The escapes of "=" and of the emoji.
+    images = [f"/data/local-files/?d=%3D{i}/%F0%9F%99%82.png" for i in flagged["index"]]
+    assert [task["data"]["image"] for task in tasks] == images
     (prediction,) = tasks[0]["predictions"]
     assert prediction["score"] == pytest.approx(1 - issues["label_quality"][0])
     (choice,) = prediction["result"]
-    assert choice["type"] == "choices"
+    assert (choice["type"], choice["to_name"]) == ("choices", "image")
     assert choice["value"] == {"choices": [issues["suggested_class"][0]]}
     assert tasks[1]["predictions"] == []
+
+
+def test_label_studios_tasks_of_texts_and_of_images_without_files(tmp_path):
+    issues = make_run(tmp_path / "run")
+    path = tmp_path / "l.json"
+    exports.write_label_studio(issues, path, texts=lambda index: f"text {index}")
+    (first, *_) = json.loads(path.read_text(encoding="utf-8"))
+    assert first["data"]["text"] == f"text {issues['index'][0]}"
+    assert first["predictions"][0]["result"][0]["to_name"] == "text"
+    exports.write_label_studio(issues, path, images=lambda index: f"data:{index}")
+    (first, *_) = json.loads(path.read_text(encoding="utf-8"))
+    assert first["data"]["image"] == f"data:{issues['index'][0]}"
+    with pytest.raises(ValueError, match="issues has no column path; images or texts should say"):
+        exports.write_label_studio(issues, path)
+    with pytest.raises(ValueError, match="images and texts are both given"):
+        exports.write_label_studio(issues, path, images=str, texts=str)
+    issues["is_label_issue"] = False
+    with pytest.raises(ValueError, match="no label is an issue, l.json would have no task"):
+        exports.write_label_studio(issues, path, images=str)
+    assert json.loads(path.read_text(encoding="utf-8"))[0] == first
 
 
 @pytest.mark.parametrize("kind", list(exports.EXPORTS))
@@ -160,7 +200,7 @@ def test_nothing_is_half_written(tmp_path, monkeypatch, kind):
 
     monkeypatch.setattr(exports.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        exports.EXPORTS[kind](issues, path)
+        exports.EXPORTS[kind](issues, path, **({"texts": str} if kind == "label-studio" else {}))
     assert path.read_text() == "before"
     assert list(path.parent.iterdir()) == [path]
 
@@ -195,7 +235,7 @@ def test_runs_without_alpha_or_without_dynamics(tmp_path):
 def test_the_command_prints_and_writes(tmp_path, capsys):
     pytest.importorskip("pyarrow")
     issues = make_run(tmp_path / "run", paths=True)
-    files = {kind: tmp_path / f"{kind}.out" for kind in exports.EXPORTS}
+    files = {kind: tmp_path / f"{kind}.out" for kind in ("csv", "parquet", "cleanlab")}
     options = [word for kind, path in files.items() for word in (f"--{kind}", str(path))]
     assert main([str(tmp_path / "run"), "--top", "3", *options]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -208,6 +248,68 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert all(path.stat().st_size > 100 for path in files.values())
     assert main([str(tmp_path / "run"), "--top", "0"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def make_image_run(tmp_path, dataset):
+    """A run in runs/mine on data/train/{0 … 12}/*.png or data.npz, started in tmp_path."""
+    issues = make_run(tmp_path / "runs" / "mine", paths=dataset == "folder")
+    folder = RunFolder(tmp_path / "runs" / "mine")
+    by_id = issues.sort_values("index")
+    given = by_id["given_label"].to_numpy()
+    pixels = np.random.default_rng(1).integers(0, 256, (N, 8, 8, 3), np.uint8)
+    if dataset == "folder":
+        given = np.sort(given)
+        files = [f"{label:02}/{i:03}.png" for i, label in enumerate(given)]
+        for file, image in zip(files, pixels, strict=True):
+            path = tmp_path / "data" / "train" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        issues = by_id.assign(path=files, given_label=given).loc[issues.index]
+        exports.write_csv(issues, folder.path / "issues.csv")
+    else:
+        np.savez(tmp_path / "data.npz", images=pixels, labels=given)
+    values = {"data_dir": "data", "image_size": 8} if dataset == "folder" else {"data_dir": "data.npz"}
+    write_config(Config().with_values(dataset=dataset, **values), folder.config)
+    folder.write_labels(given, None)
+    folder.write_environment({"directory": str(tmp_path)})
+    return issues, pixels
+
+
+@pytest.mark.parametrize("dataset", ["folder", "npz"])
+def test_tools_find_the_images_from_any_folder(tmp_path, monkeypatch, dataset):
+    """The run's data_dir is relative to where it was started."""
+    issues, pixels = make_image_run(tmp_path, dataset)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    words = ["../runs/mine", "--fiftyone", "f.json", "--label-studio", "l.json", "--top", "0"]
+    assert main(words) == 0
+    fields = json.loads(Path("f.json").read_text(encoding="utf-8"))
+    tasks = json.loads(Path("l.json").read_text(encoding="utf-8"))
+    images = [task["data"]["image"] for task in tasks]
+    flagged = issues[issues["is_label_issue"]]
+    if dataset == "folder":
+        assert fields["key"] == "filepath"
+        assert all(Path(file).is_file() for file in fields["fields"]["label_quality"])
+        assert images == [f"/data/local-files/?d={file}" for file in flagged["path"]]
+        assert main([*words, "--image-prefix", "https://example.org/"]) == 0
+        again = json.loads(Path("l.json").read_text(encoding="utf-8"))
+        assert again[0]["data"]["image"] == f"https://example.org/{flagged['path'].iloc[0]}"
+    else:
+        assert fields["key"] is None
+        for image, index in zip(images, flagged["index"], strict=True):
+            content = base64.b64decode(image.removeprefix("data:image/png;base64,"))
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels[index])
+
+
+def test_data_that_has_moved(tmp_path, capsys):
+    make_image_run(tmp_path, "npz")
+    (tmp_path / "data.npz").rename(tmp_path / "moved.npz")
+    words = [str(tmp_path / "runs" / "mine"), "--label-studio", str(tmp_path / "l.json")]
+    assert main(words) == 2
+    assert "data.npz" in capsys.readouterr().err
+    assert not (tmp_path / "l.json").exists()
+    assert main([*words, "--data-dir", str(tmp_path / "moved.npz")]) == 0
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from fastac.data.augment import AUGMENTATIONS, channel_stats
 from fastac.data.dali import DaliLoader
 from fastac.data.datasets import DATASETS, load_dataset
 from fastac.data.decode import UnreadableImageError
-from fastac.data.label_files import labels_digest, read_id_file, read_label_file
+from fastac.data.label_files import label_file_path, labels_digest, read_id_file, read_label_file
 from fastac.data.loader import Batch, Loader
 from fastac.data.loaders import LOADERS, BatchLoader, SyntheticLoader, create_loader
 from fastac.data.noise import NOISE_KINDS, inject_noise
@@ -29,6 +29,7 @@ __all__ = [
     "channel_stats",
     "create_loader",
     "inject_noise",
+    "label_file_path",
     "labels_digest",
     "load_dataset",
     "read_id_file",

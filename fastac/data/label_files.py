@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["labels_digest", "read_id_file", "read_label_file"]
+__all__ = ["label_file_path", "labels_digest", "read_id_file", "read_label_file"]
 
 _WITH_NAME = re.compile(r"(?P<path>.+\.(npz|pt)):(?P<name>[^:/\\]+)", re.IGNORECASE)
 
@@ -39,8 +39,7 @@ def read_label_file(spec: str, *, num_samples: int, num_classes: int, limit: int
 
     Raises FileNotFoundError, or ValueError that names the file, what it has and what it should have.
     """
-    match = None if Path(spec).exists() else _WITH_NAME.fullmatch(spec)
-    path, name = (Path(match["path"]), match["name"]) if match else (Path(spec), None)
+    path, name = _path_and_name(spec)
     readers = {".npy": _read_npy, ".npz": _read_npz, ".pt": _read_pt}
     if path.suffix.lower() not in (*readers, ".csv"):
         raise ValueError(f"{spec}: a label file should end in .npy, .npz, .npz:NAME, .pt, .pt:NAME or .csv")
@@ -51,6 +50,16 @@ def read_label_file(spec: str, *, num_samples: int, num_classes: int, limit: int
     else:
         labels = np.asarray(readers[path.suffix.lower()](path, name))
     return _checked(spec, labels, limit if len(labels) == limit else num_samples, num_classes)
+
+
+def label_file_path(spec: str) -> Path:
+    """The file that read_label_file(spec) reads."""
+    return _path_and_name(spec)[0]
+
+
+def _path_and_name(spec: str) -> tuple[Path, str | None]:
+    match = None if Path(spec).exists() else _WITH_NAME.fullmatch(spec)
+    return (Path(match["path"]), match["name"]) if match else (Path(spec), None)
 
 
 def read_id_file(path: Path, *, num_samples: int) -> np.ndarray:

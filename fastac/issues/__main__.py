@@ -6,16 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastac.issues.exports import EXPORTS
+from fastac.issues.exports import EXPORTS, LOCAL_FILES
 from fastac.issues.find import METHODS
 from fastac.issues.run_scores import rank_run
+from fastac.report.thumbnails import thumbnail_uri
+from fastac.run import RunFolder
+from fastac.run_data import image_folder, run_config, run_samples
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _WIDTH = 24  # characters of a name or a path
+_SIDE = 256  # pixels of an image in a task
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
         if len(set(files.values())) < len(files):
             raise ValueError("two of the files to write have the same name; each export should have its own")
+        more = _of_the_data(options, "path" in issues)
         for kind, path in files.items():
-            EXPORTS[kind](issues, path)
+            EXPORTS[kind](issues, path, **more.get(kind, {}))
     except (ValueError, ImportError, OSError) as error:
         print(f"fastac.issues: error: {error}", file=sys.stderr)
         return 2
@@ -39,6 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for kind, path in files.items():
         print(f"{kind}: {path}")
     return 0
+
+
+def _of_the_data(options: argparse.Namespace, paths: bool) -> dict[str, dict[str, Any]]:
+    """What the exports need of the run's data, by kind. paths: whether the ranking has them."""
+    if options.label_studio is None and (options.fiftyone is None or not paths):
+        return {}
+    folder = RunFolder(options.run)
+    samples = run_samples(folder, run_config(folder), folder.read_labels(), options.data_dir)
+    root = image_folder(samples)
+    if root is not None:
+        return {"fiftyone": {"root": root}, "label-studio": {"prefix": options.image_prefix}}
+    return {"label-studio": {"images": lambda index: thumbnail_uri(samples.image(index), _SIDE)}}
 
 
 def table_text(issues: pd.DataFrame, top: int) -> str:
@@ -82,11 +99,19 @@ def _parser() -> argparse.ArgumentParser:
         "csv": "all columns",
         "parquet": "all columns",
         "cleanlab": "CSV with cleanlab's columns, by id",
-        "fiftyone": "JSON with FiftyOne's fields by path or id",
+        "fiftyone": "JSON with FiftyOne's fields by file, or in the order of the ids",
         "label-studio": "JSON with Label Studio's tasks and predictions, of the label issues",
     }
     for kind in EXPORTS:
         parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=about[kind])
+    parser.add_argument(
+        "--image-prefix",
+        default=LOCAL_FILES,
+        metavar="URL",
+        help="Label Studio: what stands before the images' paths below the data set's train folder (default: its local "
+        "storage, %(default)s); images that are no files of their own are in the tasks themselves",
+    )
+    parser.add_argument("--data-dir", help="where the data set's files are now (default: where they were)")
     return parser
 
 

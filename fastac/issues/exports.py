@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import urllib.parse
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXPORTS",
+    "LOCAL_FILES",
     "read_csv",
     "write_cleanlab",
     "write_csv",
@@ -29,6 +31,9 @@ __all__ = [
     "write_label_studio",
     "write_parquet",
 ]
+
+LOCAL_FILES = "/data/local-files/?d="
+"""Where Label Studio serves files below its LOCAL_FILES_DOCUMENT_ROOT."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet run a cell
 _GUARD = "'"
@@ -72,7 +77,7 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 def write_parquet(issues: pd.DataFrame, path: Path) -> None:
     """All columns. Needs pyarrow."""
-    require("pyarrow", "report")
+    require("pyarrow", "parquet")
     _write(path, lambda draft: issues.to_parquet(draft, index=False))
 
 
@@ -85,38 +90,68 @@ def write_cleanlab(issues: pd.DataFrame, path: Path) -> None:
     _write(path, lambda draft: columns.assign(predicted_label=predicted).to_csv(draft, index=False))
 
 
-def write_fiftyone(issues: pd.DataFrame, path: Path) -> None:
-    """JSON: {"key": "index" or "path", "fields": {field: {key: value}}}, what FiftyOne's
-    `dataset.set_values(field, values, key_field=…)` takes, field by field. Keys are the samples' paths where they are
-    known (relative to the data set's folder), else their ids, as text. Labels are class names where they are known;
-    missing values are null."""
-    key = "path" if "path" in issues else "index"
-    keys = [str(value) for value in issues[key]]
-    columns = {name: issues[name] for name in _FIELDS}
+def write_fiftyone(issues: pd.DataFrame, path: Path, *, root: Path | None = None) -> None:
+    """JSON of what FiftyOne's `dataset.set_values(field, values, key_field=key)` takes, a call a field.
+
+    root: the folder that the column `path` is relative to. With it {"key": "filepath", "fields": {field: {filepath:
+    value}}}, with the absolute paths that FiftyOne has; else {"key": null, "fields": {field: [value, …]}}, in the order
+    of the ids, for a dataset whose samples were added in that order. Labels are class names where they are known;
+    missing values are null.
+    """
+    by_id = issues.sort_values("index")
+    columns = {name: by_id[name] for name in _FIELDS}
     for name in ("given", "suggested"):
-        if f"{name}_class" in issues:
-            columns[f"{name}_label"] = issues[f"{name}_class"]
-    fields = {name: dict(zip(keys, _plain(column), strict=True)) for name, column in columns.items()}
-    _write_json({"key": key, "fields": fields}, path)
+        if f"{name}_class" in by_id:
+            columns[f"{name}_label"] = by_id[f"{name}_class"]
+    fields: dict[str, Any] = {name: _plain(column) for name, column in columns.items()}
+    if root is not None:
+        files = [os.path.abspath(root / file) for file in by_id["path"]]
+        fields = {name: dict(zip(files, values, strict=True)) for name, values in fields.items()}
+    _write_json({"key": None if root is None else "filepath", "fields": fields}, path)
 
 
-def write_label_studio(issues: pd.DataFrame, path: Path) -> None:
-    """JSON: a task for each label issue, worst first, to be imported into a Label Studio project with a Choices field
-    `label` on an object `image`. data: `image`, the path where it is known, and the row's other columns. The suggested
-    label is a prediction, whose score is 1 − label_quality; a task without a suggestion has none."""
-    tasks = []
+def write_label_studio(
+    issues: pd.DataFrame,
+    path: Path,
+    *,
+    images: Callable[[int], str] | None = None,
+    texts: Callable[[int], str] | None = None,
+    prefix: str = LOCAL_FILES,
+) -> None:
+    """JSON: a task for each label issue, worst first, for a Label Studio project with a Choices field `label` on an
+    Image `image` or a Text `text`. data: that object, and the row's other columns. The suggested label is a
+    prediction, whose score is 1 − label_quality; a task without a suggestion has none.
+
+    images: by sample id the image's address, a data URI too. texts: by sample id the text. Without either, `prefix` and
+    the column `path`, whose characters are escaped as in a URL; the default is Label Studio's local storage with the
+    data set's folder for its document root. Raises ValueError where there is no object to show, or no label issue,
+    of which Label Studio makes no project.
+    """
+    if images is not None and texts is not None:
+        raise ValueError("images and texts are both given; it should be one of them")
     rows = issues[issues["is_label_issue"].to_numpy(bool)]
-    columns = {name: _plain(rows[name]) for name in rows.columns if name != "path"}
-    images = _plain(rows["path"]) if "path" in rows else [None] * len(rows)
-    for position, image in enumerate(images):
-        data = {"image": image} | {name: column[position] for name, column in columns.items()}
+    if not len(rows):
+        raise ValueError(
+            f"no label is an issue, {path.name} would have no task; percent says how many are issues"
+        )
+    name, show = ("image", images) if texts is None else ("text", texts)
+    if show is not None:
+        objects = [show(index) for index in rows["index"].tolist()]
+    elif "path" in rows:
+        objects = [prefix + urllib.parse.quote(file) for file in rows["path"]]
+    else:
+        raise ValueError("issues has no column path; images or texts should say what a task shows")
+    columns = {column: _plain(rows[column]) for column in rows.columns}
+    tasks = []
+    for position, shown in enumerate(objects):
+        data = {column: values[position] for column, values in columns.items()} | {name: shown}
         label = data["suggested_class"] if "suggested_class" in data else data["suggested_label"]
-        predictions = [] if label is None else [_prediction(str(label), 1 - data["label_quality"])]
+        predictions = [] if label is None else [_prediction(name, str(label), 1 - data["label_quality"])]
         tasks.append({"data": data, "predictions": predictions})
     _write_json(tasks, path)
 
 
-EXPORTS: dict[str, Callable[[Any, Path], None]] = {
+EXPORTS: dict[str, Callable[..., None]] = {
     "csv": write_csv,
     "parquet": write_parquet,
     "cleanlab": write_cleanlab,
@@ -125,8 +160,8 @@ EXPORTS: dict[str, Callable[[Any, Path], None]] = {
 }
 
 
-def _prediction(label: str, score: float) -> dict[str, Any]:
-    choice = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
+def _prediction(name: str, label: str, score: float) -> dict[str, Any]:
+    choice = {"from_name": "label", "to_name": name, "type": "choices", "value": {"choices": [label]}}
     return {"model_version": "fastac", "score": score, "result": [choice]}
 
 
