@@ -32,15 +32,16 @@ def row_factors(
     gradient, and the gradient at y.
 
     rest: Σ e_k without y. gap: highest − z_y. spread: Σ_k w_k (highest − z_k). The gradient is p_k Σq − q_k with
-    q_k = (1 − ε) w_y [k = y] + ε/K w_k. At y it is written without p_y − 1, which cancels in confident rows.
+    q_k = (1 − ε) w_y [k = y] + ε/K w_k. At y it is written without p_y − 1, which cancels in confident rows, and with
+    one division: a GPU's is approximate, and the difference of two would have the errors of both.
     """
     total_log = log_total(rest, e_y)
     if SMOOTH:
         each = smoothing / K
-        sum_q = (1 - smoothing) * w_y + each * w_all
-        factor = sum_q / (rest + e_y) / normaliser
-        loss = (1 - smoothing) * w_y * gap + each * spread + sum_q * total_log
-        return loss, factor, each * (w_all - w_y) / normaliser - rest * factor
+        q_y, q_others = (1 - smoothing) * w_y + each * w_y, each * (w_all - w_y)
+        factor = (q_y + q_others) / (rest + e_y) / normaliser
+        loss = (1 - smoothing) * w_y * gap + each * spread + (q_y + q_others) * total_log
+        return loss, factor, (e_y * q_others - rest * q_y) / (rest + e_y) / normaliser
     else:
         factor = w_y / (rest + e_y) / normaliser
         return w_y * (gap + total_log), factor, -rest * factor
