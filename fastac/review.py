@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastac.config import Config, read_config
-from fastac.data import EncodedImages, Samples, UnreadableImageError
+from fastac.data import Samples
+from fastac.data.folder import with_removed
 from fastac.history import ScoreHistory
 from fastac.issues.exports import read_csv
 from fastac.report.offsets import TopOffsets
 from fastac.report.page import default_top, write_review_page
+from fastac.report.readable import ReadableImages
 from fastac.run import RunFolder
-from fastac.training_data import load_data
+from fastac.training_data import load_data, load_images
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,22 +78,24 @@ def review(
 ) -> Path:
     """Write the review page of a run, and return where it is; the arguments are the command's.
 
-    Raises FileNotFoundError or ValueError for a run that has not ended, and for data that is gone or has changed.
+    An image that cannot be read any more, or whose file a folder has lost, is shown as "no image", and a warning says
+    so. Raises FileNotFoundError or ValueError for a run that has not ended, and for data that is gone or has changed.
     """
     folder = RunFolder(Path(run))
     config = read_config(folder.path)
     given, ranking = folder.read_labels(), _ranking(folder, issues)
-    samples = _samples(folder, config, given, data_dir)
+    samples = _samples(folder, config, given, ranking, data_dir)
     shown = ranking.head(default_top(ranking) if top is None else top)
     flagged = int(ranking["is_label_issue"].sum())
     name, c = str(config.run.name), config
     page = folder.review if output is None else Path(output)
+    images = ReadableImages(samples.image)
     write_review_page(
         page,
         shown,
         class_names=samples.class_names,
         labels=given,
-        images=_readable(samples),
+        images=images,
         alpha=_arrays(folder.alpha, lambda file: TopOffsets(file["index"], file["classes"], file["values"])),
         history=ScoreHistory(folder.history).read(shown["index"].to_numpy()),
         title=f"Label review: {name}",
@@ -100,6 +104,7 @@ def review(
         run=name,
         top=len(shown),
     )
+    images.warn(str(page))
     return page
 
 
@@ -116,11 +121,18 @@ def _ranking(folder: RunFolder, other: Path | None) -> pd.DataFrame:
     return read_csv(path)
 
 
-def _samples(folder: RunFolder, config: Config, given: np.ndarray, data_dir: str | None) -> Samples:
-    """The run's training samples, loaded again, if their labels are still those that it was trained on."""
+def _samples(
+    folder: RunFolder, config: Config, given: np.ndarray, ranking: pd.DataFrame, data_dir: str | None
+) -> Samples:
+    """The run's training samples, loaded again, if their labels are still those that it was trained on. Of a folder
+    some files may be gone: the ranking has the paths of all."""
     if data_dir is not None:
         config = config.with_values(data_dir=data_dir)
-    data = load_data(config)
+    dataset = load_images(config)
+    if config.data.dataset == "folder" and "path" in ranking and len(ranking) == len(given):
+        by_id = ranking.sort_values("index")["path"]
+        dataset = with_removed(dataset, [str(path) for path in by_id])
+    data = load_data(config, dataset)
     if len(data.given) != len(given):
         change = f"there are {len(data.given)} samples now, and {len(given)} in {folder.labels}"
     else:
@@ -129,21 +141,6 @@ def _samples(folder: RunFolder, config: Config, given: np.ndarray, data_dir: str
             return data.dataset.train
         change = f"{differ.size} labels are not those of {folder.labels}, the first of id {differ[0]}"
     raise ValueError(f"the data has changed since the run: {change}; its ids may be those of other images")
-
-
-def _readable(samples: Samples) -> Callable[[int], np.ndarray | None]:
-    """The image of a sample; None where its file cannot be decoded and the run has left such files out."""
-
-    def image(index: int) -> np.ndarray | None:
-        try:
-            return samples.image(index)
-        except UnreadableImageError:
-            images = samples.images
-            if isinstance(images, EncodedImages) and images.on_bad_image == "skip":
-                return None
-            raise
-
-    return image
 
 
 def _arrays(path: Path, read: Callable[[Any], Any]) -> Any:

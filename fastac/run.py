@@ -166,7 +166,8 @@ def write_results(
     percent: float | None,
 ) -> dict[str, Any]:
     """Rank the labels, by AUM overall and by class, or by α where there are no dynamics; write issues.csv, scores.npz,
-    the plots, the contact sheet, dynamics.csv and result.json. given, truth: (N,) int64 labels. predictions, others:
+    the plots, the contact sheet (not where the loader was synthetic: that run has read no image), dynamics.csv and
+    result.json. given, truth: (N,) int64 labels. predictions, others:
     (N,) int64, what the network predicts, and its best class other than the given label; -1 where the image could not
     be read. alpha: (N, K), AC2 (N,). Returns what result.json holds: `summary` with the number of issues, the detection
     scores and what could not be read."""
@@ -219,7 +220,7 @@ def write_results(
         write_scores(folder.scores, given=given, class_names=names, **predicted, alpha=statistics)
         shown = issues[~issues["index"].isin(unread)]
         title = f"{title}: the most suspicious labels, by {_BY[result['issues_by']]}"
-        if len(shown):
+        if len(shown) and summary["loader"] != "synthetic":
             contact_sheet(samples, shown, folder.contact_sheet, alpha=alpha, true_labels=truth, title=title)
     write_json(folder.result, result)
     return result
@@ -256,6 +257,10 @@ def results_text(result: dict[str, Any], folder: RunFolder) -> str:
     if result["unreadable_images"]:
         lines.append(
             f"unreadable images, left out: {len(result['unreadable_images'])} (listed in {folder.result.name})"
+        )
+    if result["loader"] == "synthetic":
+        lines.append(
+            "no contact sheet: the loader was synthetic, so the network has seen noise and no image was read"
         )
     if result["detection"]:
         rate = next(iter(result["detection"].values()))["noise_rate"]

@@ -358,6 +358,7 @@ def finish(job: Job, folder: RunFolder, test: TestFigures, train: Evaluation) ->
     summary = {
         "folder": str(folder.path),
         "dataset": config.data.dataset,
+        "loader": config.data.loader,
         "train_images": len(data.given),
         "test_images": None if test.network is None else test.network.rows,
         "classes": data.dataset.train.num_classes,

@@ -598,6 +598,41 @@ def test_the_contact_sheet_has_readable_images_only(tmp_path, folder_of_images, 
     assert not {"dog/5.png", "dog/6.png"} & set(paths)
 
 
+def test_an_image_that_goes_bad_in_training_does_not_cost_the_pictures(
+    tmp_path, folder_of_images, monkeypatch, caplog
+):
+    folder_of_images.unlink()
+    bad = folder_of_images.with_name("6.png")
+
+    def spoiled(*rest):
+        found = evaluate(*rest)
+        bad.write_bytes(b"no image")
+        return found
+
+    monkeypatch.setattr("fastac.train.evaluate", spoiled)  # the last thing that a run reads images for
+    result = train(folder_config(tmp_path, epochs=1))
+    assert result["unreadable_images"] == []
+    sheet = tmp_path / "runs" / "run" / "contact_sheet.png"
+    message = f'{sheet} has "no image" for 1 image that cannot be read: cannot decode the image {bad}'
+    assert message in caplog.text
+    assert sheet.is_file()
+
+
+def test_no_pictures_of_noise(tmp_path, folder_of_images, capsys, monkeypatch):
+    """With the loader "synthetic" no image is read, not even at the end: here none could be."""
+    for path in (tmp_path / "images").rglob("*.png"):
+        path.write_bytes(b"no image")
+    result = train(folder_config(tmp_path, loader="synthetic", epochs=1))
+    assert (result["loader"], result["unreadable_images"]) == ("synthetic", [])
+    printed = capsys.readouterr().out
+    reason = "no contact sheet: the loader was synthetic, so the network has seen noise and no image was read"
+    assert reason in printed
+    files = {path.name for path in (tmp_path / "runs" / "run").iterdir()}
+    assert {"issues.csv", "alpha.png", "curves.png", "result.json"} <= files
+    assert "contact_sheet.png" not in files
+    assert "contact_sheet.png" not in printed
+
+
 def test_a_batch_of_unreadable_images_only_changes_nothing_but_time(tmp_path, folder_of_images):
     """Its mean loss has no rows: no NaN may come of it."""
     for label in ("cat", "dog"):
