@@ -233,18 +233,6 @@ class Job:
         if isinstance(self.dynamics, ShardedTrainingDynamics):
             self.dynamics.sync()
 
-    def gather(self) -> tuple[Tensor | None, TrainingDynamics | None]:
-        """α (N, K), AC2 (N,), and the dynamics of all samples, in the host memory of rank 0, where there are any. All
-        ranks call it; the others get None."""
-        alpha, dynamics = None, self.dynamics
-        if isinstance(self.table, ShardedAlphaTable):
-            alpha = self.table.gather()
-        elif self.table is not None:
-            alpha = self.table.dense().cpu()
-        if isinstance(dynamics, ShardedTrainingDynamics):
-            dynamics = dynamics.gather()
-        return alpha, dynamics
-
     def shared_state(self) -> dict[str, Any]:
         """What the next steps depend on and all ranks have alike. All ranks call it; between optimizer steps only."""
         return {

@@ -33,6 +33,7 @@ from fastac.job import Job
 from fastac.metrics import Meter
 from fastac.models import create_model
 from fastac.reporting import Reporter
+from fastac.results import rank_on_first
 from fastac.run import RunFolder, environment, results_text, write_results
 from fastac.stopping import StoppedError, StopSignal
 from fastac.training_data import load_data
@@ -346,14 +347,24 @@ def finish(job: Job, folder: RunFolder, test: TestFigures, train: Evaluation) ->
     """Rank the given labels, write the weights and the results, and print them. test: the figures on the test set;
     train: what the network says of the training images."""
     config, data, position = job.config, job.data, job.position
-    alpha, dynamics = job.gather()
     weights = job.engine.state_dict()["model"]
-    if job.engine.rank != 0:
-        return {}
-    save_weights(folder.weights, weights)
-    if job.average is not None:
-        save_weights(folder.average, job.average.read().state_dict())
+    if job.engine.rank == 0:
+        save_weights(folder.weights, weights)
+        if job.average is not None:
+            save_weights(folder.average, job.average.read().state_dict())
     predictions, others = train.predictions.cpu().numpy(), train.others.cpu().numpy()
+    labels, offsets = rank_on_first(
+        job.engine,
+        job.table,
+        job.dynamics,
+        data.given,
+        predictions=predictions,
+        others=others,
+        class_names=data.dataset.train.class_names,
+        percent=config.run.issues_percent,
+    )
+    if labels is None:
+        return {}
     read = predictions >= 0
     summary = {
         "folder": str(folder.path),
@@ -379,18 +390,8 @@ def finish(job: Job, folder: RunFolder, test: TestFigures, train: Evaluation) ->
         if data.truth is None
         else float((predictions == data.truth)[read].mean()),
     }
-    result = write_results(
-        folder,
-        summary,
-        samples=data.dataset.train,
-        given=data.given,
-        truth=data.truth,
-        predictions=predictions,
-        others=others,
-        alpha=alpha,
-        dynamics=dynamics,
-        percent=config.run.issues_percent,
-    )
+    samples = data.dataset.train
+    result = write_results(folder, summary, samples=samples, truth=data.truth, labels=labels, offsets=offsets)
     print(results_text(result, folder), flush=True)
     return result
 

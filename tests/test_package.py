@@ -44,6 +44,7 @@ LAYERS = [
     ["checkpoint_manifest"],
     ["checkpoint_writer"],
     ["engine", "optim", "ema", "graphs", "weights", "metrics", "tracing", "checkpoint"],
+    ["results"],
     ["training_data", "network", "storage", "run", "stopping"],
     ["job"],
     ["evaluation", "reporting"],

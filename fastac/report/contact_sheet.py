@@ -59,8 +59,8 @@ def contact_sheet(
     samples: fastac.data.Samples, the split that the ids refer to.
     issues: from fastac.find_label_issues; any of its rows, in any order.
     out: the PNG file to write.
-    alpha: for the bars AC1's α, (N, K), as array, tensor or AlphaTable. Without it the highest and the lowest
-        α̂ are written out. AC2's (N,) adds nothing to `issues`.
+    alpha: for the bars AC1's α, (N, K), as array, tensor or AlphaTable, or the CenteredRows of these samples. Without
+        it the highest and the lowest α̂ are written out. AC2's (N,) adds nothing to `issues`.
     true_labels: (N,) integers, where they are known: each card then says whether the label is really wrong.
     title: over the sheet; should name the data and the run.
 
