@@ -32,8 +32,9 @@ def rank_on_first(
     dynamics: TrainingDynamics | None,
     given: np.ndarray,
     *,
-    predictions: np.ndarray,
-    others: np.ndarray,
+    predictions: np.ndarray | None,
+    others: np.ndarray | None,
+    unread: np.ndarray,
     class_names: Sequence[str],
     percent: float | None,
 ) -> tuple[RankedLabels | None, Offsets]:
@@ -41,27 +42,29 @@ def rank_on_first(
     reads its own rows of α, and sends a few numbers a sample.
 
     given: (N,) int64 labels. predictions, others: (N,) int64, what the network predicts, and its best class other than
-    the given label; -1 where the image could not be read. percent: as find_label_issues has it.
+    the given label, -1 where the image could not be read; None where it was not asked. unread: (n,) int64 ids of the
+    images that could not be read. percent: as find_label_issues has it.
     """
     alpha = None if table is None else alpha_statistics(table, given)
     whole = dynamics.gather() if isinstance(dynamics, ShardedTrainingDynamics) else dynamics
     labels = shown = None
     if engine.rank == 0:
         frame = None if whole is None else whole.frame()
-        labels = _rank_labels(given, predictions, others, alpha, frame, class_names, percent)
+        predicted = _instead(predictions, given), _instead(others, given)
+        labels = _rank_labels(given, *predicted, unread, alpha, frame, class_names, percent)
         shown = _shown_samples(labels)
     return labels, _read_offsets(table, engine.broadcast(shown, "the samples that are shown"))
 
 
 @dataclass(frozen=True, eq=False)
 class RankedLabels:
-    """The labels of a run, ranked. given: (N,) int64; predictions, others: (N,) int64, a label for each sample; unread:
-    ids of the images that could not be read; frame: the dynamics' frame. rankings: of find_label_issues, by method, the
-    run's own first; none without α and dynamics."""
+    """The labels of a run, ranked. given: (N,) int64; predictions, others: (N,) int64, a label for each sample, None
+    without a pass over the training images; unread: ids of the images that could not be read; frame: the dynamics'
+    frame. rankings: of find_label_issues, by method, the run's own first; none without α and dynamics."""
 
     given: np.ndarray
-    predictions: np.ndarray
-    others: np.ndarray
+    predictions: np.ndarray | None
+    others: np.ndarray | None
     unread: np.ndarray
     alpha: AlphaStatistics | None
     frame: pd.DataFrame | None
@@ -96,16 +99,15 @@ class RankedLabels:
 
 def _rank_labels(
     given: np.ndarray,
-    predictions: np.ndarray,
-    others: np.ndarray,
+    predictions: np.ndarray | None,
+    others: np.ndarray | None,
+    unread: np.ndarray,
     alpha: AlphaStatistics | None,
     frame: pd.DataFrame | None,
     class_names: Sequence[str],
     percent: float | None,
 ) -> RankedLabels:
     """By AUM overall and by class, or by α where there are no dynamics."""
-    unread = np.flatnonzero(predictions < 0)
-    predictions, others = (np.where(found < 0, given, found) for found in (predictions, others))
     rankings = {}
     for method, needed in (("combined", frame), ("alpha", alpha), ("aum", frame)):
         if needed is not None:
@@ -120,6 +122,11 @@ def _rank_labels(
                 dynamics=None if alpha is None else frame,
             )
     return RankedLabels(given, predictions, others, unread, alpha, frame, rankings)
+
+
+def _instead(found: np.ndarray | None, given: np.ndarray) -> np.ndarray | None:
+    """The given label where the network was shown no image."""
+    return None if found is None else np.where(found < 0, given, found)
 
 
 class _Shown(NamedTuple):

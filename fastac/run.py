@@ -225,6 +225,9 @@ def results_text(result: dict[str, Any], folder: RunFolder) -> str:
         lines.append(
             f"unreadable images, left out: {len(result['unreadable_images'])} (listed in {folder.result.name})"
         )
+    if result["issues"] is not None and not result["predict_train"]:
+        source = "suggested labels are α's" if result["loss"] == "ac1" else "no labels are suggested"
+        lines.append(f"the network was not asked for the training images (--no-predict-train): {source}")
     if result["loader"] == "synthetic":
         lines.append(
             "no contact sheet: the loader was synthetic, so the network has seen noise and no image was read"
@@ -234,10 +237,11 @@ def results_text(result: dict[str, Any], folder: RunFolder) -> str:
         lines.append(f"finding the {rate:.1%} of the labels that are known to be wrong:")
         lines.append("  by      AUROC   average precision   precision   recall   right suggestions")
         for method, score in result["detection"].items():
+            right = score["suggestion_accuracy"]
             lines.append(
                 f"  {method:<6}  {score['auroc']:.4f}  {score['average_precision']:.4f}"
                 f"              {score['precision']:.4f}      {score['recall']:.4f}   "
-                f"{score['suggestion_accuracy']:.4f}"
+                f"{'none' if math.isnan(right) else f'{right:.4f}'}"
             )
     lines.append(f"in {folder.path}:")
     for path, what in folder.contents():

@@ -735,6 +735,68 @@ def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("loss", ["ac1", "ac2", "ce"])
+def test_without_predictions_labels_are_suggested_by_alpha_alone(tmp_path, capsys, loss):
+    whole = train(config(tmp_path, name="whole", epochs=2, loss=loss))
+    capsys.readouterr()
+    result = train(config(tmp_path, name="run", epochs=2, loss=loss, predict_train=False))
+    printed, run = capsys.readouterr().out, tmp_path / "run"
+    source = "suggested labels are α's" if loss == "ac1" else "no labels are suggested"
+    assert f"the network was not asked for the training images (--no-predict-train): {source}" in printed
+    assert [result[name] for name in ("train_accuracy", "train_accuracy_on_truth")] == [None, None]
+    assert (whole["predict_train"], result["predict_train"]) == (True, False)
+    assert whole["train_accuracy"] is not None
+    assert result["test_accuracy"] == whole["test_accuracy"]
+    issues, others = (pd.read_csv(tmp_path / name / "issues.csv") for name in ("run", "whole"))
+    suggested, others = issues.pop("suggested_label"), others.drop(columns="suggested_label")
+    names, others = issues.pop("suggested_class"), others.drop(columns="suggested_class")
+    pd.testing.assert_frame_equal(issues, others)  # the ranking needs no predictions
+    stored = np.load(run / "scores.npz")
+    assert not {"predictions", "others"} & set(stored.files)
+    if loss == "ac1":
+        np.testing.assert_array_equal(suggested, stored["alpha_rival"][issues["index"]])
+        assert (suggested != issues["given_label"]).all()
+        assert 0 < result["detection"]["combined"]["suggestion_accuracy"] <= 1
+    else:
+        assert suggested.isna().all()
+        assert names.isna().all()
+        assert math.isnan(result["detection"]["combined"]["suggestion_accuracy"])
+        assert printed.split("right suggestions\n")[1].split("\n")[0].endswith("   none")
+    again = rank_run(run, method="combined")
+    written = rank_run(run)
+    pd.testing.assert_frame_equal(again[list(issues)], written[list(issues)], check_dtype=False)
+    np.testing.assert_array_equal(again["suggested_label"], written["suggested_label"])
+    assert rank_run(run, method="confidence", percent=3)["is_label_issue"].sum() == 6
+
+
+def test_predictions_can_be_made_later(tmp_path):
+    train(config(tmp_path, name="whole", epochs=1))
+    train(config(tmp_path, name="run", epochs=1, predict_train=False))
+    assert main(["--resume", str(tmp_path / "run"), "--predict-train", "--no-progress"]) == 0
+    for name in ("issues.csv", "scores.npz", "alpha.npz", "dynamics.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    result, whole = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "whole"))
+    assert result["train_accuracy"] == whole["train_accuracy"]
+    assert result["detection"] == whole["detection"]
+
+
+def test_without_predictions_unreadable_images_are_those_that_training_met(tmp_path, folder_of_images):
+    options = {"on_bad_image": "skip", "predict_train": False, "epochs": 2}
+    result = train(folder_config(tmp_path, **options, max_steps=6))
+    assert result["unreadable_images"] == ["dog/5.png"]
+    state = final_state(tmp_path / "runs" / "run")
+    names = sorted(path.name for path in folder_of_images.parent.iterdir())
+    assert state["unreadable"] == [12 + names.index("5.png")]
+    folder = tmp_path / "images" / "train"
+    images = [path for path in folder.rglob("*.png") if path != folder_of_images]
+    folder_of_images.write_bytes(images[0].read_bytes())
+    images[-1].write_bytes(b"no image")
+    configuration = folder_config(tmp_path, **options)
+    result = train(configuration, resume=True)  # what was met before is not forgotten
+    last = images[-1].relative_to(folder)
+    assert result["unreadable_images"] == sorted(["dog/5.png", str(last)])
+
+
 def test_best_labels_other_than_the_given_ones(tmp_path):
     job = job_of(config(tmp_path, batch_size=64))
     found = evaluate(job, job.given_loader, job.network, "train", StopSignal())
