@@ -131,6 +131,7 @@ class Job:
         self.forward = torch.compile(self._forward) if config.optimizer.torchcompile else self._forward
         self.meter = Meter(device)
         self.position = Position()
+        self._unreadable: set[int] = set()
 
     def _check_batches(self) -> None:
         """ValueError where this number of ranks can't make the batches that the config asks for."""
@@ -228,22 +229,18 @@ class Job:
             for batch in batches:
                 self.table.prefetch(batch.host_index)
 
+    def note_unreadable(self, batch: Batch) -> None:
+        """Remember which images a training batch came without."""
+        self._unreadable.update(batch.bad)
+
+    def unreadable(self) -> list[int]:
+        """Ids of the images that training could not read, on any rank, ascending. All ranks call it."""
+        return sorted(set().union(*self.engine.gather(self._unreadable, "unreadable images")))
+
     def sync_dynamics(self) -> None:
         """Bring what the ranks saw of each other's samples to their owners. All ranks call it."""
         if isinstance(self.dynamics, ShardedTrainingDynamics):
             self.dynamics.sync()
-
-    def gather(self) -> tuple[Tensor | None, TrainingDynamics | None]:
-        """α (N, K), AC2 (N,), and the dynamics of all samples, in the host memory of rank 0, where there are any. All
-        ranks call it; the others get None."""
-        alpha, dynamics = None, self.dynamics
-        if isinstance(self.table, ShardedAlphaTable):
-            alpha = self.table.gather()
-        elif self.table is not None:
-            alpha = self.table.dense().cpu()
-        if isinstance(dynamics, ShardedTrainingDynamics):
-            dynamics = dynamics.gather()
-        return alpha, dynamics
 
     def shared_state(self) -> dict[str, Any]:
         """What the next steps depend on and all ranks have alike. All ranks call it; between optimizer steps only."""
@@ -258,6 +255,7 @@ class Job:
             "average": None if self.average is None else self.average.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "meter": self.engine.sum(self.meter.totals, "the running figures"),
+            "unreadable": self.unreadable(),
         }
 
     def _checked(self) -> dict[str, AlphaTable | TrainingDynamics | WeightAverage | None]:
@@ -290,6 +288,7 @@ class Job:
         if engine.rank == 0:  # the sum over the ranks goes on here
             self.meter.totals.copy_(state["meter"])
         self.position = Position(**state["position"])
+        self._unreadable = set(state.get("unreadable", ()))  # older checkpoints have none
         for rng in checkpoint.own("rng", lambda plain: plain["rank"] == engine.rank):
             restore_rng(rng, engine.device)
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastac.data import EncodedImages, Samples, UnreadableImageError
 from fastac.history import ScoreHistory
 from fastac.issues.exports import read_csv
 from fastac.report.offsets import TopOffsets
 from fastac.report.page import default_top, write_review_page
+from fastac.report.readable import ReadableImages
 from fastac.run import RunFolder
-from fastac.run_data import run_config, run_samples
+from fastac.run_data import paths_by_id, run_config, run_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,22 +75,24 @@ def review(
 ) -> Path:
     """Write the review page of a run, and return where it is; the arguments are the command's.
 
-    Raises FileNotFoundError or ValueError for a run that has not ended, and for data that is gone or has changed.
+    An image that cannot be read any more, or whose file a folder has lost, is shown as "no image", and a warning says
+    so. Raises FileNotFoundError or ValueError for a run that has not ended, and for data that is gone or has changed.
     """
     folder = RunFolder(Path(run))
     config = run_config(folder)
     given, ranking = folder.read_labels(), _ranking(folder, issues)
-    samples = run_samples(folder, config, given, data_dir)
+    samples = run_samples(folder, config, given, data_dir, paths=paths_by_id(ranking))
     shown = ranking.head(default_top(ranking) if top is None else top)
     flagged = int(ranking["is_label_issue"].sum())
     name, c = str(config.run.name), config
     page = folder.review if output is None else Path(output)
+    images = ReadableImages(samples.image)
     write_review_page(
         page,
         shown,
         class_names=samples.class_names,
         labels=given,
-        images=_readable(samples),
+        images=images,
         alpha=_arrays(folder.alpha, lambda file: TopOffsets(file["index"], file["classes"], file["values"])),
         history=ScoreHistory(folder.history).read(shown["index"].to_numpy()),
         title=f"Label review: {name}",
@@ -99,6 +101,7 @@ def review(
         run=name,
         top=len(shown),
     )
+    images.warn(str(page))
     return page
 
 
@@ -113,21 +116,6 @@ def _ranking(folder: RunFolder, other: Path | None) -> pd.DataFrame:
             f"to go on with it: python -m fastac.train --resume {folder.path}"
         )
     return read_csv(path)
-
-
-def _readable(samples: Samples) -> Callable[[int], np.ndarray | None]:
-    """The image of a sample; None where its file cannot be decoded and the run has left such files out."""
-
-    def image(index: int) -> np.ndarray | None:
-        try:
-            return samples.image(index)
-        except UnreadableImageError:
-            images = samples.images
-            if isinstance(images, EncodedImages) and images.on_bad_image == "skip":
-                return None
-            raise
-
-    return image
 
 
 def _arrays(path: Path, read: Callable[[Any], Any]) -> Any:

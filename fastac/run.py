@@ -16,29 +16,23 @@ import uuid
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastac.config import Config, write_config
 from fastac.data import EncodedImages, Samples
-from fastac.dynamics import TrainingDynamics
-from fastac.issues import alpha_statistics, detection_scores, find_label_issues
 from fastac.issues.exports import write_csv
 from fastac.issues.run_scores import write_scores
 from fastac.report.contact_sheet import contact_sheet
-from fastac.report.offsets import top_offsets
+from fastac.report.offsets import TopOffsets
 from fastac.report.plots import plot_alpha, plot_curves
+from fastac.results import Offsets, RankedLabels
 from fastac.version import __version__
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["RunFolder", "environment", "git_state", "results_text", "write_json", "write_results"]
 
-_OFFSETS = 5000  # samples whose largest α̂ are kept for the review page
 _BY = {"combined": "AUM overall and by class", "alpha": "α (Algorithm 2)", "aum": "AUM"}
 
 
@@ -157,81 +151,55 @@ def write_results(
     summary: dict[str, Any],
     *,
     samples: Samples,
-    given: np.ndarray,
     truth: np.ndarray | None,
-    predictions: np.ndarray,
-    others: np.ndarray,
-    alpha: Tensor | None,
-    dynamics: TrainingDynamics | None,
-    percent: float | None,
+    labels: RankedLabels,
+    offsets: Offsets,
 ) -> dict[str, Any]:
-    """Rank the labels, by AUM overall and by class, or by α where there are no dynamics; write issues.csv, scores.npz,
-    the plots, the contact sheet, dynamics.csv and result.json. given, truth: (N,) int64 labels. predictions, others:
-    (N,) int64, what the network predicts, and its best class other than the given label; -1 where the image could not
-    be read. alpha: (N, K), AC2 (N,). Returns what result.json holds: `summary` with the number of issues, the detection
-    scores and what could not be read."""
+    """Write issues.csv, scores.npz, alpha.npz, the plots, the contact sheet (not where the loader was synthetic: that
+    run has read no image), dynamics.csv and result.json. truth: (N,) int64 labels. Returns what result.json holds:
+    `summary` with the number of issues, the detection scores and what could not be read."""
+    given, issues = labels.given, labels.issues
     wrong = None if truth is None else given != truth
-    unread = np.flatnonzero(predictions < 0)
     title = f"{summary['dataset']}, {summary['model']}, {summary['loss']}, seed {summary['seed']}"
-    statistics = None if alpha is None else alpha_statistics(alpha, given)
-    predicted = {
-        "predictions": np.where(predictions < 0, given, predictions),
-        "others": np.where(others < 0, given, others),
-    }
-    frame = None if dynamics is None else dynamics.frame()
-    rankings = {}
-    for method, needed in (("combined", frame), ("alpha", statistics), ("aum", frame)):
-        if needed is not None:
-            rankings[method] = find_label_issues(
-                frame if statistics is None else statistics,
-                given,
-                method=method,
-                percent=percent,
-                class_names=samples.class_names,
-                pred_labels=predicted["predictions"],
-                other_labels=predicted["others"],
-                dynamics=None if statistics is None else frame,
-            )
     result = {
         **summary,
-        "unreadable_images": [_image_name(samples, i) for i in unread.tolist()],
-        "issues_by": next(iter(rankings), None),
-        "issues": None,
-        "detection": {},
+        "unreadable_images": [_image_name(samples, i) for i in labels.unread.tolist()],
+        "issues_by": labels.method,
+        "issues": None if issues is None else int(issues["is_label_issue"].sum()),
+        "detection": labels.detection(truth),
     }
-    if wrong is not None:
-        for method, ranking in rankings.items():
-            result["detection"][method] = detection_scores(ranking, wrong, true_labels=truth)
     plot_curves(folder.metrics, folder.curves, title=f"{title}: accuracy and loss")
-    if alpha is not None:
-        plot_alpha(alpha, given, folder.alpha_plot, flipped=wrong, title=f"{title}: α of the given labels")
-    if frame is not None:
-        frame.to_csv(folder.dynamics, index=False)
-    if rankings:
-        issues = rankings[result["issues_by"]]
-        result["issues"] = int(issues["is_label_issue"].sum())
+    if labels.alpha is not None:
+        text = f"{title}: α of the given labels"
+        plot_alpha(labels.alpha, given, folder.alpha_plot, flipped=wrong, title=text)
+    if labels.frame is not None:
+        labels.frame.to_csv(folder.dynamics, index=False)
+    if issues is not None:
         if isinstance(samples.images, EncodedImages):
             issues["path"] = [samples.images.name(i) for i in issues["index"]]
         write_csv(issues, folder.issues)
-        if alpha is not None:
-            write_offsets(folder.alpha, alpha, issues.head(_OFFSETS), samples.num_classes)
-        names = samples.class_names
-        write_scores(folder.scores, given=given, class_names=names, **predicted, alpha=statistics)
-        shown = issues[~issues["index"].isin(unread)]
-        title = f"{title}: the most suspicious labels, by {_BY[result['issues_by']]}"
-        if len(shown):
-            contact_sheet(samples, shown, folder.contact_sheet, alpha=alpha, true_labels=truth, title=title)
+        write_offsets(folder.alpha, offsets.top)
+        write_scores(
+            folder.scores,
+            given=given,
+            class_names=samples.class_names,
+            predictions=labels.predictions,
+            others=labels.others,
+            alpha=labels.alpha,
+        )
+        text = f"{title}: the most suspicious labels, by {_BY[str(labels.method)]}"
+        shown = labels.on_sheet
+        if shown is not None and len(shown) and summary["loader"] != "synthetic":
+            contact_sheet(
+                samples, shown, folder.contact_sheet, alpha=offsets.sheet, true_labels=truth, title=text
+            )
     write_json(folder.result, result)
     return result
 
 
-def write_offsets(path: Path, alpha: Any, issues: pd.DataFrame, num_classes: int) -> None:
-    """alpha.npz: index (n,), classes (n, M) and values (n, M), the largest α̂ of the samples in `issues`; not for AC2.
-    A table of all rows may be too large to keep beside the checkpoints."""
-    suggested = issues["suggested_label"].fillna(-1)
-    named = np.stack([column.to_numpy(np.int64) for column in (issues["given_label"], suggested)], axis=1)
-    ids = issues["index"].to_numpy(np.int64)
-    top = top_offsets(alpha, ids, named, num_samples=len(alpha), num_classes=num_classes)
+def write_offsets(path: Path, top: TopOffsets | None) -> None:
+    """alpha.npz: index (n,), classes (n, M) and values (n, M), the largest α̂ of some samples; not for AC2. A table of
+    all rows may be too large to keep beside the checkpoints."""
     if top is not None:
         np.savez_compressed(path, **vars(top))
 
@@ -257,15 +225,23 @@ def results_text(result: dict[str, Any], folder: RunFolder) -> str:
         lines.append(
             f"unreadable images, left out: {len(result['unreadable_images'])} (listed in {folder.result.name})"
         )
+    if result["issues"] is not None and not result["predict_train"]:
+        source = "suggested labels are α's" if result["loss"] == "ac1" else "no labels are suggested"
+        lines.append(f"the network was not asked for the training images (--no-predict-train): {source}")
+    if result["loader"] == "synthetic":
+        lines.append(
+            "no contact sheet: the loader was synthetic, so the network has seen noise and no image was read"
+        )
     if result["detection"]:
         rate = next(iter(result["detection"].values()))["noise_rate"]
         lines.append(f"finding the {rate:.1%} of the labels that are known to be wrong:")
         lines.append("  by      AUROC   average precision   precision   recall   right suggestions")
         for method, score in result["detection"].items():
+            right = score["suggestion_accuracy"]
             lines.append(
                 f"  {method:<6}  {score['auroc']:.4f}  {score['average_precision']:.4f}"
                 f"              {score['precision']:.4f}      {score['recall']:.4f}   "
-                f"{score['suggestion_accuracy']:.4f}"
+                f"{'none' if math.isnan(right) else f'{right:.4f}'}"
             )
     lines.append(f"in {folder.path}:")
     for path, what in folder.contents():

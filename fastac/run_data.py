@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastac.config import Config, read_config
 from fastac.data import EncodedImages, Samples, label_file_path
+from fastac.data.folder import with_removed
 from fastac.run import RunFolder
-from fastac.training_data import load_data
+from fastac.training_data import load_data, load_images
 
-__all__ = ["image_folder", "run_config", "run_samples"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["image_folder", "paths_by_id", "run_config", "run_samples"]
 
 
 def run_config(folder: RunFolder) -> Config:
@@ -33,15 +39,25 @@ def run_config(folder: RunFolder) -> Config:
     return config.with_values(**found)
 
 
-def run_samples(folder: RunFolder, config: Config, given: np.ndarray, data_dir: str | None = None) -> Samples:
+def run_samples(
+    folder: RunFolder,
+    config: Config,
+    given: np.ndarray,
+    data_dir: str | None = None,
+    *,
+    paths: Sequence[str] | None = None,
+) -> Samples:
     """The run's training samples. given: (N,) int64, the labels that it was trained on. data_dir: where the files are
-    now, if not where they were.
+    now, if not where they were. paths: the N images' in the ids' order, of an image folder; some may be gone since.
 
     Raises ValueError where the data's labels are others now, and what loading it raises.
     """
     if data_dir is not None:
         config = config.with_values(data_dir=data_dir)
-    data = load_data(config)
+    dataset = load_images(config)
+    if config.data.dataset == "folder" and paths is not None and len(paths) == len(given):
+        dataset = with_removed(dataset, paths)
+    data = load_data(config, dataset)
     if len(data.given) != len(given):
         change = f"there are {len(data.given)} samples now, and {len(given)} in {folder.labels}"
     else:
@@ -50,6 +66,11 @@ def run_samples(folder: RunFolder, config: Config, given: np.ndarray, data_dir: 
             return data.dataset.train
         change = f"{differ.size} labels are not those of {folder.labels}, the first of id {differ[0]}"
     raise ValueError(f"the data has changed since the run: {change}; its ids may be those of other images")
+
+
+def paths_by_id(ranking: pd.DataFrame) -> list[str] | None:
+    """The images' paths in the ids' order, where a ranking of all samples has them."""
+    return None if "path" not in ranking else [str(path) for path in ranking.sort_values("index")["path"]]
 
 
 def image_folder(samples: Samples) -> Path | None:

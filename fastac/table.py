@@ -473,9 +473,12 @@ class AlphaTable:
         return self._read_held()
 
     def _read_ids(self, index: Tensor) -> Tensor:
+        self._check_ids(index)
+        return self._read(index)
+
+    def _check_ids(self, index: Tensor) -> None:
         if index.numel() and not bool(((index >= 0) & (index < self.num_samples)).all()):
             raise IndexError(f"index must be in [0, {self.num_samples})")
-        return self._read(index)
 
     def _read_held(self) -> Tensor:
         dense = torch.empty(self.alpha.shape, dtype=self._compute_dtype(), device=self.storage_device)
@@ -490,6 +493,17 @@ class AlphaTable:
         for places in self._chunks():
             start = int(places[0])
             yield slice(start, start + len(places)), self._read(places)
+
+    @torch.no_grad()
+    def chunks_of(self, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `chunks`, of those samples of index (n,) int64 that are held here: (their positions in index, their rows).
+        IndexError for an id outside [0, N)."""
+        index = index.to(self.storage_device)
+        self._check_ids(index)
+        held = (index >= self.held.start) & (index < self.held.stop)
+        for positions in held.nonzero()[:, 0].split(self._chunk_rows()):
+            if len(positions):
+                yield positions, self._read(index[positions] - self.held.start)
 
     def _compute_dtype(self) -> torch.dtype:
         return torch.float32 if self.dtype == torch.bfloat16 else self.dtype
@@ -512,10 +526,12 @@ class AlphaTable:
     def _chunks(self) -> tuple[Tensor, ...]:
         if not self.held:
             return ()
+        return torch.arange(len(self.held), device=self.storage_device).split(self._chunk_rows())
+
+    def _chunk_rows(self) -> int:
         # On a CPU small enough for the caches, on an accelerator large enough to fill it.
         elements = 1 << (18 if self.storage_device.type == "cpu" else 24)
-        rows = max(1, elements // (self.num_classes if self.form == "ac1" else 1))
-        return torch.arange(len(self.held), device=self.storage_device).split(rows)
+        return max(1, elements // (self.num_classes if self.form == "ac1" else 1))
 
     # --- checkpoints ---------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,6 +34,7 @@ from fastac.job import Job
 from fastac.metrics import Meter
 from fastac.models import create_model
 from fastac.reporting import Reporter
+from fastac.results import rank_on_first
 from fastac.run import RunFolder, environment, results_text, write_results
 from fastac.stopping import StoppedError, StopSignal
 from fastac.training_data import load_data
@@ -141,7 +143,9 @@ def train_on(
             test = fit(job, folder, checkpoints, stop)
             try:
                 test = run_tests(job, stop) if test.network is None else test
-                train = evaluate(job, job.given_loader, job.network, "training images", stop)
+                train = None
+                if config.run.predict_train:
+                    train = evaluate(job, job.given_loader, job.network, "training images", stop)
             except EvaluationStopped:
                 raise stopped(job, folder, checkpoints, stop) from None
     return finish(job, folder, test, train)
@@ -270,6 +274,7 @@ def train_step(job: Job, group: list[Batch]) -> int:
                 loss, logits = job.forward(batch.images, batch.target, batch.index)
             engine.backward(loss * share)
         job.meter.add(loss, logits, batch.target)
+        job.note_unreadable(batch)
     engine.step()
     if job.average is not None:
         job.average.update()
@@ -344,24 +349,58 @@ def save(job: Job, checkpoints: Checkpoints) -> None:
 # ---------------------------------------------------------------- what comes after
 
 
-def finish(job: Job, folder: RunFolder, test: TestFigures, train: Evaluation) -> dict[str, Any]:
+def finish(job: Job, folder: RunFolder, test: TestFigures, train: Evaluation | None) -> dict[str, Any]:
     """Rank the given labels, write the weights and the results, and print them. test: the figures on the test set;
-    train: what the network says of the training images."""
-    config, data, position = job.config, job.data, job.position
-    alpha, dynamics = job.gather()
+    train: what the network says of the training images, None where it was not asked."""
+    config, data = job.config, job.data
     weights = job.engine.state_dict()["model"]
-    if job.engine.rank != 0:
+    if job.engine.rank == 0:
+        save_weights(folder.weights, weights)
+        if job.average is not None:
+            save_weights(folder.average, job.average.read().state_dict())
+    unread = np.array(job.unreadable(), dtype=np.int64)
+    predictions = others = None
+    if train is not None:
+        predictions, others = train.predictions.cpu().numpy(), train.others.cpu().numpy()
+        unread = np.flatnonzero(predictions < 0)
+    samples, truth = data.dataset.train, data.truth
+    labels, offsets = rank_on_first(
+        job.engine,
+        job.table,
+        job.dynamics,
+        data.given,
+        predictions=predictions,
+        others=others,
+        unread=unread,
+        class_names=samples.class_names,
+        percent=config.run.issues_percent,
+    )
+    if labels is None:
         return {}
-    save_weights(folder.weights, weights)
-    if job.average is not None:
-        save_weights(folder.average, job.average.read().state_dict())
-    predictions, others = train.predictions.cpu().numpy(), train.others.cpu().numpy()
-    read = predictions >= 0
+    on_truth = None
+    if predictions is not None and truth is not None:
+        on_truth = float((predictions == truth)[predictions >= 0].mean())
     summary = {
+        **summarized(job, folder),
+        **test.columns(),
+        "test_images": None if test.network is None else test.network.rows,
+        "predict_train": train is not None,
+        "train_accuracy": None if train is None else train.figures.accuracy,
+        "train_accuracy_on_truth": on_truth,
+    }
+    result = write_results(folder, summary, samples=samples, truth=truth, labels=labels, offsets=offsets)
+    print(results_text(result, folder), flush=True)
+    return result
+
+
+def summarized(job: Job, folder: RunFolder) -> dict[str, Any]:
+    """What was trained, on what, and how long."""
+    config, data, position = job.config, job.data, job.position
+    return {
         "folder": str(folder.path),
         "dataset": config.data.dataset,
+        "loader": config.data.loader,
         "train_images": len(data.given),
-        "test_images": None if test.network is None else test.network.rows,
         "classes": data.dataset.train.num_classes,
         "model": config.model.model,
         "left_out": len(data.excluded),
@@ -374,26 +413,7 @@ def finish(job: Job, folder: RunFolder, test: TestFigures, train: Evaluation) ->
         "ranks": job.engine.world_size,
         "seconds": position.seconds,
         "images_per_second": position.images / position.seconds,
-        **test.columns(),
-        "train_accuracy": train.figures.accuracy,
-        "train_accuracy_on_truth": None
-        if data.truth is None
-        else float((predictions == data.truth)[read].mean()),
     }
-    result = write_results(
-        folder,
-        summary,
-        samples=data.dataset.train,
-        given=data.given,
-        truth=data.truth,
-        predictions=predictions,
-        others=others,
-        alpha=alpha,
-        dynamics=dynamics,
-        percent=config.run.issues_percent,
-    )
-    print(results_text(result, folder), flush=True)
-    return result
 
 
 if __name__ == "__main__":

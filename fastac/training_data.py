@@ -19,7 +19,7 @@ from fastac.data import (
 )
 from fastac.issues import draw_threshold_sets
 
-__all__ = ["TrainingData", "load_data"]
+__all__ = ["TrainingData", "load_data", "load_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +37,18 @@ class TrainingData:
         return labels_digest(self.given) + (labels_digest(self.excluded) if self.excluded.size else "")
 
 
-def load_data(config: Config) -> TrainingData:
-    """Load the data set, put a label file in place of its labels, cut it to train_limit, inject noise, read which
-    samples to leave out."""
+def load_images(config: Config) -> Dataset:
+    """The data set as its files have it."""
     c = config.data
-    dataset = load_dataset(c.dataset, c.data_dir, image_size=c.image_size, on_bad_image=c.on_bad_image)
+    return load_dataset(c.dataset, c.data_dir, image_size=c.image_size, on_bad_image=c.on_bad_image)
+
+
+def load_data(config: Config, dataset: Dataset | None = None) -> TrainingData:
+    """Load the data set, put a label file in place of its labels, cut it to train_limit, inject noise, read which
+    samples to leave out. dataset: in place of what load_images loads."""
+    c = config.data
+    if dataset is None:
+        dataset = load_images(config)
     samples = dataset.train
     given, truth = samples.labels, None
     if c.labels is not None:

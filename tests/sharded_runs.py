@@ -6,6 +6,7 @@ import contextlib
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fastac
 from fastac.issues import alpha_statistics
 from fastac.partition import shard_bounds
+from fastac.report.offsets import centered_rows, top_offsets
 
 K = 5
 
@@ -338,12 +340,30 @@ def own_statistics(form):
     return {name: torch.from_numpy(values) for name, values in arrays.items() if name != "alpha_form"}
 
 
+def shown_rows():
+    """Samples of all ranks, one twice, in no order; two named classes each."""
+    return np.array([36, 0, 17, 18, 5, 17]), np.array([[1, -1], [0, 2], [5, 5], [-1, 3], [4, 1], [2, 3]])
+
+
+def own_offsets(placement):
+    """What all ranks have of single rows of α, of which each has read its own alone."""
+    alpha, _ = ranked_rows("ac1")
+    table = fastac.ShardedAlphaTable(37, 6, placement=placement)
+    table.alpha.copy_(alpha[table.held.start : table.held.stop])
+    table.dense = table.gather = None
+    ids, named = shown_rows()
+    top = top_offsets(table, ids, named, num_samples=37, num_classes=6, count=4)
+    rows = {"rows": centered_rows(table, ids, 37, 6), **vars(top)}
+    return {name: torch.from_numpy(values) for name, values in rows.items()}
+
+
 def run_all(rank, world, folder):
     """Everything that test_sharded asks of `world` ranks, in one start of the processes."""
     results = {
         "errors": errors(rank, world),
         "rows leave": rows_leave(rank, world),
         "retained": retained(rank, world, True),
+        "offsets": {placement: own_offsets(placement) for placement in ("aligned", "exchange")},
         "statistics": {form: own_statistics(form) for form in ("ac1", "ac2")},
     }
     for name, case in CASES.items():

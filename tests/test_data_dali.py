@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -368,7 +370,14 @@ def broken_tables(content: bytes) -> bytes:
     return content[:place] + b"\xff" * 16 + content[place + 16 :]
 
 
-def test_what_both_decoders_refuse_is_found_in_the_failed_batch(tmp_path):
+def builds(of: DaliLoader, monkeypatch) -> list[None]:
+    """As many items as the loader has built pipelines, from now on."""
+    built, build = [], of._build
+    monkeypatch.setattr(of, "_build", lambda: built.append(None) or build())
+    return built
+
+
+def test_what_both_decoders_refuse_is_found_in_the_failed_batch(tmp_path, monkeypatch):
     write_folder(tmp_path, 20)
     samples = load(tmp_path, bad="skip")
     for sample in (6, 7, 13):
@@ -377,16 +386,19 @@ def test_what_both_decoders_refuse_is_found_in_the_failed_batch(tmp_path):
         loader(samples, batch_size=3, shuffle=False),
         loader(samples, Loader, batch_size=3, shuffle=False),
     )
+    built = builds(one, monkeypatch)
     for epoch in (0, 1):
         batches = list(one.epoch(epoch))
         assert [b.bad for b in batches] == [(), (), (6, 7), (), (13,), (), ()]
         for a, b in zip(batches, theirs.epoch(epoch), strict=True):
             assert torch.equal(a.index, b.index)
             assert levels(a.images, b.images, one).max() < 6
-    left = one.epoch(0)
-    next(left)
-    left.close()  # with the broken ones under way
-    assert [b.bad for b in one.epoch(0)] == [b.bad for b in batches]
+        assert len(built) == 3  # both failed in the first epoch, none in the second
+    left = loader(samples, batch_size=3, shuffle=False)
+    batch = left.epoch(0)
+    next(batch)
+    batch.close()  # with the broken ones under way
+    assert [b.bad for b in left.epoch(0)] == [b.bad for b in batches]
     stopping = loader(load(tmp_path), batch_size=3, shuffle=False).epoch(0)
     assert [next(stopping).index.tolist() for _ in range(2)] == [[0, 1, 2], [3, 4, 5]]
     with pytest.raises(UnreadableImageError, match=str(samples.images.path(6))):
@@ -404,8 +416,10 @@ def test_what_dali_alone_cannot_decode_comes_from_pillow(tmp_path, monkeypatch, 
         dali_input, "plain_jpeg_size", lambda content: (40, 30) if content[:3] == b"GIF" else real(content)
     )
     one, theirs = (loader(samples, kind, augment="imagenet", batch_size=4) for kind in (DaliLoader, Loader))
+    built = builds(one, monkeypatch)
     with caplog.at_level(logging.WARNING):
         runs = [list(one.epoch(epoch)) for epoch in (0, 0, 1)]
+    assert len(built) == 2  # one failed in the first epoch, and none after it
     said = [r.message for r in caplog.records]
     assert said == [f"DALI can't decode {samples.images.path(8)}, which Pillow decodes: taken from there"]
     assert all(torch.equal(a.images, b.images) for a, b in zip(runs[0], runs[1], strict=True))
@@ -416,6 +430,56 @@ def test_what_dali_alone_cannot_decode_comes_from_pillow(tmp_path, monkeypatch, 
             assert levels(a.images, b.images, one).max() < 6
     resumed = list(loader(samples, augment="imagenet", batch_size=4).epoch(0, start=1))
     assert all(torch.equal(a.images, b.images) for a, b in zip(runs[0][1:], resumed, strict=True))
+    resumed = list(loader(samples, augment="imagenet", batch_size=4).epoch(1))  # by one that knows of nothing
+    assert all(torch.equal(a.images, b.images) for a, b in zip(runs[2], resumed, strict=True))
+
+
+def test_what_dali_refuses_in_part_is_tried_again(tmp_path, monkeypatch):
+    """Whether DALI is asked must not depend on earlier epochs: its pixels are not Pillow's to the bit."""
+    write_folder(tmp_path, 8)
+    samples = load(tmp_path)
+    one = loader(samples, augment="imagenet", batch_size=8)
+    run, failing = one._run, []
+    monkeypatch.setattr(
+        one, "_undecodable", lambda tried: {s.id for s in tried if s.id == 5 and s.region[2] > 1}
+    )
+
+    def run_or_fail(pipeline):
+        images = run(pipeline)
+        if failing.pop():
+            raise RuntimeError("sample 5")
+        return images
+
+    monkeypatch.setattr(one, "_run", run_or_fail)
+    built = builds(one, monkeypatch)
+    for epoch in range(2):
+        failing[:] = [False] * 8 + [True]
+        assert sorted(by_id(one.epoch(epoch))) == list(range(8))
+        assert len(built) == 2 + epoch
+    assert one._reader.refused == set()
+
+
+def test_a_file_that_dali_refuses_costs_a_pipeline_once(tmp_path):
+    """A JPEG of more scans than DALI's decoder takes. DALI asks OpenCV next, which is given a limit here: below the
+    file's 40×30 pixels and above the 24×24 that Pillow's crops come in as, which OpenCV decodes too."""
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, here / "dali_refusals.py", tmp_path],
+        env={**os.environ, "PYTHONPATH": path, "OPENCV_IO_MAX_IMAGE_PIXELS": "1000"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "The number of scans (257)" in done.stdout + done.stderr
+    epochs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"ids"')]
+    assert len(epochs) == 3
+    for epoch in epochs:
+        assert epoch["ids"] == list(range(20))
+        assert epoch["built"] == 2  # one that failed in the first epoch, and the one after it
+        assert epoch["refused"] == [8]
+        assert epoch["levels"] < 6
+        assert epoch["same"]  # as where a pipeline fails in each epoch
 
 
 def test_a_failure_that_is_no_images_is_raised_as_it_is(samples, monkeypatch):

@@ -44,8 +44,9 @@ LAYERS = [
     ["checkpoint_manifest"],
     ["checkpoint_writer"],
     ["engine", "optim", "ema", "graphs", "weights", "metrics", "tracing", "checkpoint"],
+    ["results"],
     ["training_data", "network", "storage", "run", "stopping"],
-    ["job"],
+    ["run_data", "job"],
     ["evaluation", "reporting"],
     ["train"],
     ["demo", "plan", "review", "apply", "paper"],
@@ -110,7 +111,8 @@ def test_imports_point_down():
             continue
         seen.add(name)
         for imported in imports(path):
-            assert level[imported] <= level[name], f"{path} imports {imported}, which lies above it"
+            own = len(LAYERS) if path.name == "__main__.py" else level[name]  # a command may use everything
+            assert level[imported] <= own, f"{path} imports {imported}, which lies above it"
     assert seen == set(level), "LAYERS and the package differ"
 
 

@@ -22,6 +22,7 @@ from fastac.paper.image_offsets import Spread, read_offsets
 from fastac.paper.published import IMAGES, PublishedImage
 from fastac.paper.runs import Settings
 from fastac.paper.tables import aligned
+from fastac.report.offsets import top_offsets
 from fastac.report.plots import drawing
 from fastac.run import RunFolder, write_offsets
 
@@ -140,7 +141,10 @@ def run(tmp_path):
     folder.path.mkdir()
     issues = find_label_issues(alpha, given, class_names=NAMES)
     write_csv(issues, folder.issues)
-    write_offsets(folder.alpha, alpha, issues.head(3), 10)
+    first = issues.head(3)
+    named = first[["given_label", "suggested_label"]].to_numpy(np.int64)
+    ids = first["index"].to_numpy()
+    write_offsets(folder.alpha, top_offsets(alpha, ids, named, num_samples=2000, num_classes=10))
     statistics = alpha_statistics(alpha, given)
     write_scores(
         folder.scores, given=given, class_names=NAMES, predictions=given, others=given, alpha=statistics

@@ -11,6 +11,7 @@ pd = pytest.importorskip("pandas")
 matplotlib = pytest.importorskip("matplotlib")
 images = pytest.importorskip("PIL.Image")
 
+from fastac.data.decode import UnreadableImageError  # noqa: E402
 from fastac.issues import find_label_issues  # noqa: E402
 from fastac.report import contact_sheet as module  # noqa: E402
 from fastac.report.contact_sheet import contact_sheet  # noqa: E402
@@ -334,13 +335,47 @@ def test_older_sheet_survives_a_failure(tmp_path):
     out.write_bytes(b"older")
 
     def fail(index):
-        raise OSError(f"{index} cannot be read")
+        raise MemoryError(f"{index} does not fit")
 
     samples.image = fail
-    with pytest.raises(OSError, match="cannot be read"):
+    with pytest.raises(MemoryError, match="does not fit"):
         contact_sheet(samples, find_label_issues(alpha, labels), out)
     assert out.read_bytes() == b"older"
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UnreadableImageError("cannot decode /a/b.png: it is text"), FileNotFoundError("no file /a/b.png")],
+)
+def test_an_image_that_cannot_be_read_any_more_is_a_grey_square(tmp_path, error, caplog):
+    samples, labels, alpha, _ = example(size=(24, 24, 3))
+    frame = find_label_issues(alpha, labels)
+    contact_sheet(samples, frame, tmp_path / "whole.png", rows=1, columns=2, title="x")
+    first, image = int(frame["index"][0]), samples.image
+    assert not caplog.records
+
+    def some(index):
+        if index == first:
+            raise error
+        return image(index)
+
+    samples.image = some
+    contact_sheet(samples, frame, tmp_path / "sheet.png", rows=1, columns=2, title="x")
+    (record,) = caplog.records
+    message = f'{tmp_path / "sheet.png"} has "no image" for 1 image that cannot be read: {error}'
+    assert record.getMessage() == message
+    whole, sheet = read(tmp_path / "whole.png"), read(tmp_path / "sheet.png")
+    differ = np.argwhere((whole != sheet).any(axis=2))
+    top = len(whole) - MARGIN - PAD - module._IMAGE
+    corners = np.array([[top, MARGIN + PAD], [top + module._IMAGE - 1, MARGIN + PAD + module._IMAGE - 1]])
+    np.testing.assert_array_less(np.abs([differ.min(axis=0), differ.max(axis=0)] - corners), 3)
+    square = sheet[corners[0, 0] + 2 : corners[1, 0] - 1, corners[0, 1] + 2 : corners[1, 1] - 1]
+    assert np.median(square) == 0xEE
+    assert square.min() < 128  # "no image" is written there
+    samples.image = lambda index: (_ for _ in ()).throw(error)
+    contact_sheet(samples, frame, tmp_path / "none.png", rows=1, columns=2)
+    assert f'"no image" for 2 images that cannot be read: first {error}' in caplog.messages[-1]
 
 
 @pytest.mark.parametrize(

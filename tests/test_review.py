@@ -13,8 +13,10 @@ import pytest
 import training_runs as runs
 from PIL import Image
 
+import fastac
 from fastac import review
 from fastac.data import load_dataset
+from fastac.report.offsets import top_offsets
 from fastac.run import write_offsets
 from fastac.train import train
 
@@ -75,9 +77,10 @@ def test_the_page_is_the_runs(run, monkeypatch, capsys):
 
 
 def test_one_number_a_sample_has_no_top_classes(finished, tmp_path):
-    issues = pd.read_csv(finished / "issues.csv")
-    write_offsets(tmp_path / "alpha.npz", np.zeros(193), issues, 10)  # AC2's α
-    assert list(tmp_path.iterdir()) == []
+    ids, named = np.arange(3), np.full((3, 1), -1)
+    for alpha in (np.zeros(193), fastac.AlphaTable(193, 10, form="ac2")):
+        write_offsets(tmp_path / "alpha.npz", top_offsets(alpha, ids, named, num_samples=193, num_classes=10))
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_display_nothing_opens(run, monkeypatch, tmp_path):
@@ -147,7 +150,8 @@ def test_another_ranking(run, tmp_path, capsys):
     assert "is_label_issue" in capsys.readouterr().err
 
 
-def test_data_that_is_gone_or_has_changed(tmp_path, monkeypatch, capsys):
+def run_on_a_folder(tmp_path, monkeypatch, **more):
+    """A run on eight blue images and eight red ones, in tmp_path / "data"; returns its folder."""
     data = tmp_path / "data" / "train"
     for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
         (data / name).mkdir(parents=True)
@@ -166,20 +170,60 @@ def test_data_that_is_gone_or_has_changed(tmp_path, monkeypatch, capsys):
         "epochs": 1,
         "warmup_epochs": 0.0,
     }
-    train(runs.config(tmp_path, name="folder", **changes), create=runs.linear)
-    run = tmp_path / "folder"
+    train(runs.config(tmp_path, name="folder", **{**changes, **more}), create=runs.linear)
+    return tmp_path / "folder"
+
+
+@pytest.mark.parametrize("noise", ["none", "uniform"])
+def test_an_image_that_cannot_be_read_any_more_is_missing_on_the_page_alone(
+    tmp_path, monkeypatch, capsys, caplog, noise
+):
+    run = run_on_a_folder(tmp_path, monkeypatch, noise=noise, noise_rate=0.0 if noise == "none" else 0.25)
+    caplog.clear()
+    before = content(review.review(run))
+    assert None not in before["image"]
+    assert not caplog.messages
+    red = tmp_path / "data" / "train" / "red"
+    (red / "3.png").write_bytes(b"no image")
+    assert review.main([str(run), "--no-open"]) == 0
+    message = f'{run / "review.html"} has "no image" for 1 image that cannot be read: cannot decode the image'
+    (said,) = caplog.messages
+    assert said.startswith(f"{message} {red / '3.png'}")
+    (red / "0.png").unlink()  # in a folder, ids are places in the list of files
+    assert review.main([str(run), "--no-open"]) == 0
+    assert '"no image" for 2 images that cannot be read: first ' in caplog.messages[-1]
+    page = content(run / "review.html")
+    shown = dict(zip(page.pop("path"), page.pop("image"), strict=True))
+    expected = dict(zip(before.pop("path"), before.pop("image"), strict=True))
+    assert shown == {**expected, "red/3.png": None, "red/0.png": None}
+    assert page == before
+
+
+def test_a_class_without_images_is_other_data(tmp_path, monkeypatch, capsys):
+    run = run_on_a_folder(tmp_path, monkeypatch)
+    for path in (tmp_path / "data" / "train" / "red").iterdir():
+        path.unlink()
+    assert review.main([str(run)]) == 2
+    assert "has no image files" in capsys.readouterr().err
+    (tmp_path / "data" / "train" / "red").rename(tmp_path / "data" / "train" / "white")
+    Image.new("RGB", (60, 40)).save(tmp_path / "data" / "train" / "white" / "0.png")
+    assert review.main([str(run)]) == 2
+    assert "there are 9 samples now, and 16 in" in capsys.readouterr().err
+
+
+def test_data_that_is_gone_or_has_changed(tmp_path, monkeypatch, capsys):
+    run, data = run_on_a_folder(tmp_path, monkeypatch), tmp_path / "data" / "train"
     page = content(review.review(run))
     assert sorted(page["path"]) == sorted(f"{name}/{i}.png" for name in ("blue", "red") for i in range(8))
     assert all(uri.startswith("data:image/jpeg") for uri in page["image"])  # 60 × 40: no longer lossless
-    (data / "red" / "0.png").write_bytes(b"no image")
-    assert review.main([str(run)]) == 2
-    assert "cannot decode the image" in capsys.readouterr().err
     (data / "red" / "0.png").rename(data / "blue" / "8.png")
     assert review.main([str(run)]) == 2
     assert "the data has changed since the run: 1 labels are not those of" in capsys.readouterr().err
-    (data / "blue" / "8.png").unlink()
+    (data / "blue" / "8.png").rename(data / "red" / "0.png")
+    Image.new("RGB", (60, 40)).save(data / "red" / "more.png")
     assert review.main([str(run)]) == 2
-    assert "there are 15 samples now, and 16 in" in capsys.readouterr().err
+    assert "there are 17 samples now, and 16 in" in capsys.readouterr().err
+    (data / "red" / "more.png").unlink()
     (tmp_path / "data").rename(tmp_path / "moved")
     assert review.main([str(run)]) == 2
     assert "is not a folder: --data-dir should hold train/" in capsys.readouterr().err

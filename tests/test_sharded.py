@@ -23,6 +23,7 @@ from sharded_runs import (
     make_table,
     ranked_rows,
     retained,
+    shown_rows,
     train,
     worker,
 )
@@ -32,6 +33,7 @@ from fastac.data import EpochSampler
 from fastac.exchange import Exchange
 from fastac.issues import alpha_statistics
 from fastac.partition import shard_bounds, shard_owner
+from fastac.report.offsets import top_offsets
 
 WORLDS = (2, 4)
 
@@ -502,3 +504,19 @@ def test_labels_are_ranked_by_rows_that_stay_on_their_ranks(ranks, form):
             torch.testing.assert_close(
                 values, torch.from_numpy(expected[name]), rtol=0, atol=0, equal_nan=True
             )
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("placement", ["aligned", "exchange"])
+def test_single_rows_are_shown_of_a_table_that_is_never_gathered(ranks, placement):
+    _, results, _ = ranks
+    alpha, (ids, named) = ranked_rows("ac1")[0], shown_rows()
+    rows = alpha.double().numpy()[ids]
+    rows -= rows.mean(axis=1, keepdims=True)
+    top = top_offsets(alpha, ids, named, num_samples=37, num_classes=6, count=4)
+    for result in results:
+        found = {name: values.numpy() for name, values in result["offsets"][placement].items()}
+        np.testing.assert_array_equal(found.pop("rows"), rows)
+        for name, values in found.items():
+            assert values.dtype == getattr(top, name).dtype
+            np.testing.assert_array_equal(values, getattr(top, name))

@@ -27,11 +27,15 @@ from fastac.config import Config, load_config
 from fastac.data import Dataset, inject_noise, load_dataset
 from fastac.engine import create_engine
 from fastac.evaluation import evaluate
+from fastac.issues import alpha_statistics
 from fastac.issues.run_scores import rank_run
 from fastac.job import Job
 from fastac.metrics import Reading
 from fastac.models import create_model
+from fastac.report.offsets import centered_rows, top_offsets
+from fastac.sharded import ShardedAlphaTable
 from fastac.stopping import StopSignal
+from fastac.table import AlphaTable
 from fastac.train import grouped, main, train, train_step
 from fastac.training_data import load_data
 
@@ -593,9 +597,44 @@ def test_the_contact_sheet_has_readable_images_only(tmp_path, folder_of_images, 
     monkeypatch.setattr("fastac.run.contact_sheet", lambda samples, issues, out, **more: shown.append(issues))
     folder_of_images.with_name("6.png").write_bytes(b"no image")
     train(folder_config(tmp_path, on_bad_image="skip", epochs=1))
-    paths = shown[0]["path"].tolist()
-    assert len(paths) == 22
-    assert not {"dog/5.png", "dog/6.png"} & set(paths)
+    issues = pd.read_csv(tmp_path / "runs" / "run" / "issues.csv")
+    readable = [path for path in issues["path"] if path not in ("dog/5.png", "dog/6.png")]
+    assert shown[0]["path"].tolist() == readable[:20]
+
+
+def test_an_image_that_goes_bad_in_training_does_not_cost_the_pictures(
+    tmp_path, folder_of_images, monkeypatch, caplog
+):
+    folder_of_images.unlink()
+    bad = folder_of_images.with_name("6.png")
+
+    def spoiled(*rest):
+        found = evaluate(*rest)
+        bad.write_bytes(b"no image")
+        return found
+
+    monkeypatch.setattr("fastac.train.evaluate", spoiled)  # the last thing that a run reads images for
+    result = train(folder_config(tmp_path, epochs=1))
+    assert result["unreadable_images"] == []
+    sheet = tmp_path / "runs" / "run" / "contact_sheet.png"
+    message = f'{sheet} has "no image" for 1 image that cannot be read: cannot decode the image {bad}'
+    assert message in caplog.text
+    assert sheet.is_file()
+
+
+def test_no_pictures_of_noise(tmp_path, folder_of_images, capsys, monkeypatch):
+    """With the loader "synthetic" no image is read, not even at the end: here none could be."""
+    for path in (tmp_path / "images").rglob("*.png"):
+        path.write_bytes(b"no image")
+    result = train(folder_config(tmp_path, loader="synthetic", epochs=1))
+    assert (result["loader"], result["unreadable_images"]) == ("synthetic", [])
+    printed = capsys.readouterr().out
+    reason = "no contact sheet: the loader was synthetic, so the network has seen noise and no image was read"
+    assert reason in printed
+    files = {path.name for path in (tmp_path / "runs" / "run").iterdir()}
+    assert {"issues.csv", "alpha.png", "curves.png", "result.json"} <= files
+    assert "contact_sheet.png" not in files
+    assert "contact_sheet.png" not in printed
 
 
 def test_a_batch_of_unreadable_images_only_changes_nothing_but_time(tmp_path, folder_of_images):
@@ -646,6 +685,40 @@ def test_the_pictures_name_data_network_and_loss(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.parametrize("options", [{}, {"loss": "ac2"}, {"alpha_storage": "host", "dynamics": False}])
+def test_the_labels_are_ranked_without_a_copy_of_the_table(tmp_path, monkeypatch, options):
+    sheets = []
+    monkeypatch.setattr("fastac.run.contact_sheet", lambda *a, alpha, **more: sheets.append(alpha))
+    with monkeypatch.context() as patch:
+        for kind, name in (
+            (AlphaTable, "dense"),
+            (ShardedAlphaTable, "dense"),
+            (ShardedAlphaTable, "gather"),
+        ):
+            patch.setattr(kind, name, lambda *a: pytest.fail("the whole table was copied"))
+        train(config(tmp_path, name="run", epochs=1, **options), create=linear)
+    state, form = final_state(tmp_path / "run")["table"], options.get("loss", "ac1")
+    table = AlphaTable(193, 10, form=form, momentum=0.9, nesterov=True)
+    table.load_state_dict(state)
+    alpha, given = table.dense(), load_data(config(tmp_path)).given
+    stored = np.load(tmp_path / "run" / "scores.npz")
+    for name, values in alpha_statistics(alpha, given).arrays().items():
+        np.testing.assert_array_equal(stored[name], values)
+    issues = pd.read_csv(tmp_path / "run" / "issues.csv")
+    ids, named = issues["index"].to_numpy(), issues[["given_label", "suggested_label"]].to_numpy(np.int64)
+    top = top_offsets(alpha, ids, named, num_samples=193, num_classes=10)
+    assert (tmp_path / "run" / "alpha.npz").exists() == (form == "ac1")
+    if top is not None:
+        stored = np.load(tmp_path / "run" / "alpha.npz")
+        for name in ("index", "classes", "values"):
+            np.testing.assert_array_equal(stored[name], getattr(top, name))
+    if "dynamics" in options:  # only then does the sheet have bars
+        np.testing.assert_array_equal(sheets[0].index, ids[:20])
+        np.testing.assert_array_equal(sheets[0].values, centered_rows(alpha, ids[:20], 193, 10))
+    else:
+        assert sheets == [None]
+
+
 def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
     tested = []
 
@@ -660,6 +733,68 @@ def test_the_last_epochs_test_is_not_repeated(tmp_path, monkeypatch):
     assert result["test_accuracy"] == pytest.approx(
         float(metrics(tmp_path / "run")[-1]["test_accuracy"]), abs=1e-5
     )
+
+
+@pytest.mark.parametrize("loss", ["ac1", "ac2", "ce"])
+def test_without_predictions_labels_are_suggested_by_alpha_alone(tmp_path, capsys, loss):
+    whole = train(config(tmp_path, name="whole", epochs=2, loss=loss))
+    capsys.readouterr()
+    result = train(config(tmp_path, name="run", epochs=2, loss=loss, predict_train=False))
+    printed, run = capsys.readouterr().out, tmp_path / "run"
+    source = "suggested labels are α's" if loss == "ac1" else "no labels are suggested"
+    assert f"the network was not asked for the training images (--no-predict-train): {source}" in printed
+    assert [result[name] for name in ("train_accuracy", "train_accuracy_on_truth")] == [None, None]
+    assert (whole["predict_train"], result["predict_train"]) == (True, False)
+    assert whole["train_accuracy"] is not None
+    assert result["test_accuracy"] == whole["test_accuracy"]
+    issues, others = (pd.read_csv(tmp_path / name / "issues.csv") for name in ("run", "whole"))
+    suggested, others = issues.pop("suggested_label"), others.drop(columns="suggested_label")
+    names, others = issues.pop("suggested_class"), others.drop(columns="suggested_class")
+    pd.testing.assert_frame_equal(issues, others)  # the ranking needs no predictions
+    stored = np.load(run / "scores.npz")
+    assert not {"predictions", "others"} & set(stored.files)
+    if loss == "ac1":
+        np.testing.assert_array_equal(suggested, stored["alpha_rival"][issues["index"]])
+        assert (suggested != issues["given_label"]).all()
+        assert 0 < result["detection"]["combined"]["suggestion_accuracy"] <= 1
+    else:
+        assert suggested.isna().all()
+        assert names.isna().all()
+        assert math.isnan(result["detection"]["combined"]["suggestion_accuracy"])
+        assert printed.split("right suggestions\n")[1].split("\n")[0].endswith("   none")
+    again = rank_run(run, method="combined")
+    written = rank_run(run)
+    pd.testing.assert_frame_equal(again[list(issues)], written[list(issues)], check_dtype=False)
+    np.testing.assert_array_equal(again["suggested_label"], written["suggested_label"])
+    assert rank_run(run, method="confidence", percent=3)["is_label_issue"].sum() == 6
+
+
+def test_predictions_can_be_made_later(tmp_path):
+    train(config(tmp_path, name="whole", epochs=1))
+    train(config(tmp_path, name="run", epochs=1, predict_train=False))
+    assert main(["--resume", str(tmp_path / "run"), "--predict-train", "--no-progress"]) == 0
+    for name in ("issues.csv", "scores.npz", "alpha.npz", "dynamics.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    result, whole = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "whole"))
+    assert result["train_accuracy"] == whole["train_accuracy"]
+    assert result["detection"] == whole["detection"]
+
+
+def test_without_predictions_unreadable_images_are_those_that_training_met(tmp_path, folder_of_images):
+    options = {"on_bad_image": "skip", "predict_train": False, "epochs": 2}
+    result = train(folder_config(tmp_path, **options, max_steps=6))
+    assert result["unreadable_images"] == ["dog/5.png"]
+    state = final_state(tmp_path / "runs" / "run")
+    names = sorted(path.name for path in folder_of_images.parent.iterdir())
+    assert state["unreadable"] == [12 + names.index("5.png")]
+    folder = tmp_path / "images" / "train"
+    images = [path for path in folder.rglob("*.png") if path != folder_of_images]
+    folder_of_images.write_bytes(images[0].read_bytes())
+    images[-1].write_bytes(b"no image")
+    configuration = folder_config(tmp_path, **options)
+    result = train(configuration, resume=True)  # what was met before is not forgotten
+    last = images[-1].relative_to(folder)
+    assert result["unreadable_images"] == sorted(["dog/5.png", str(last)])
 
 
 def test_best_labels_other_than_the_given_ones(tmp_path):

@@ -119,6 +119,8 @@ def test_two_ranks_train_on_every_readable_image_once_an_epoch(tmp_path, tree):
     state = final_state(tmp_path / "run")
     assert state["dynamics"]["count"].sum() == 2 * 44
     assert state["dynamics"]["count"].max() == 2
+    assert len(state["unreadable"]) == 4
+    assert state["dynamics"]["count"][state["unreadable"]].tolist() == [0] * 4
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert (result["ranks"], len(result["unreadable_images"])) == (2, 4)
 

@@ -223,6 +223,12 @@ class RunConfig(Section):
     score_history: bool = key(
         True, "keep each sample's AUM as of each epoch (2 bytes each) for the review page", on_resume=True
     )
+    predict_train: bool = key(
+        True,
+        "end with a pass over the training images: what the network predicts for them is the suggested label; without "
+        "it AC1's α suggests one, AC2 and ce none",
+        on_resume=True,
+    )
     issues_percent: float | None = key(
         None, "share of the training set in percent that issues.csv flags", above=0, high=100, on_resume=True
     )

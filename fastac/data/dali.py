@@ -7,6 +7,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,8 @@ class DaliLoader:
     Every draw is a function of (seed, epoch, id) made outside of DALI. So what becomes of a sample depends on nothing
     else: `epoch(e, start=s)` yields what `epoch(e)` yields from its batch s on, to the bit on one device, and the crops
     are Loader's. Plain JPEGs (`fastac.data.jpeg`) are decoded by DALI, on a GPU by its hardware or hybrid decoder;
-    everything else, and what DALI fails on, by Pillow. Images are (B, 3, size, size) float32, channels-last
-    views where the policy is none or DALI's.
+    everything else, and what DALI fails on, by Pillow; in later epochs DALI is not asked for it again.
+    Images are (B, 3, size, size) float32, channels-last views where the policy is none or DALI's.
     """
 
     def __init__(
@@ -250,9 +251,11 @@ class DaliLoader:
 
     def _repaired(self, steps: list[Step], error: RuntimeError) -> list[Step]:
         """The steps that were in a pipeline that failed, with what DALI can't decode decoded by Pillow."""
-        culprits = self._undecodable([s for step in steps for s in step.samples if not s.by_pillow])
+        samples = [s for step in steps for s in step.samples if not s.by_pillow]
+        culprits = self._undecodable(samples)
         if not culprits:
             raise error
+        self._remember([s for s in samples if s.id in culprits])
         repaired = [self._reader.by_pillow(step, culprits) if step.samples else step for step in steps]
         read = {s.id for step in repaired for s in step.samples} & culprits
         for sample in sorted(read - self._said):
@@ -260,6 +263,14 @@ class DaliLoader:
             _LOGGER.warning("DALI can't decode %s, which Pillow decodes: taken from there", path)
         self._said |= read
         return repaired
+
+    def _remember(self, samples: list[Sample]) -> None:
+        """Have Pillow decode these in the epochs to come, so that no other pipeline fails on them.
+
+        Only those of which DALI can't even decode the first pixel: the region is another one in each epoch, and a run
+        that was resumed, which remembers nothing, is to have the pixels of one that was not.
+        """
+        self._reader.refused |= self._undecodable([replace(s, region=(0, 0, 1, 1)) for s in samples])
 
     def _undecodable(self, samples: list[Sample]) -> set[int]:
         """Which of the samples DALI fails on, one by one."""

@@ -86,6 +86,8 @@ class Reader:
 
     def __init__(self, images: EncodedImages, *, random_crop: bool, seed: int) -> None:
         self.images, self.random_crop, self.seed = images, random_crop, seed
+        self.refused: set[int] = set()
+        """Ids of plain JPEGs that are decoded by Pillow all the same."""
 
     def steps(self, plan: Iterator[tuple[np.ndarray, int]], epoch: int) -> Generator[Step, None, None]:
         """The plan's steps. With on_bad_image="stop" the one with an unreadable image, as any whose file the system
@@ -134,7 +136,7 @@ class Reader:
         for sample, drawn in zip(ids, draws, strict=True):
             content = self.images.read(sample)
             size = plain_jpeg_size(content)
-            if size is None or size[0] * size[1] > _MAX_PIXELS:
+            if size is None or size[0] * size[1] > _MAX_PIXELS or sample in self.refused:
                 found.append(self._decode(sample, content, drawn))
                 continue
             region, box = _region(self._box(*size, drawn), *size, self.images.image_size)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fastac.data.samples import Dataset, EncodedImages, Samples
 
-__all__ = ["load_folder"]
+__all__ = ["load_folder", "with_removed"]
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 
@@ -35,6 +37,19 @@ def load_folder(data_dir: Path, *, image_size: int, on_bad_image: str = "stop") 
                 raise ValueError(f"{test_dir} has the class {strange[0]!r}, which {train_dir} lacks")
             return Dataset("folder", train, _split(test_dir, names, image_size, on_bad_image))
     return Dataset("folder", train, None)
+
+
+def with_removed(dataset: Dataset, paths: Sequence[str]) -> Dataset:
+    """A folder's data set as it was when its training split had the files `paths`, in the ids' order, some of which
+    are gone since. As it is where it has other files than those, or where a class has lost all of its."""
+    images, names = dataset.train.images, dataset.train.class_names
+    assert isinstance(images, EncodedImages)
+    classes = [Path(path).parts[0] if path else "" for path in paths]
+    if not set(images.paths) < set(paths) or not set(classes) <= set(names):
+        return dataset
+    labels = np.array([names.index(name) for name in classes], dtype=np.int64)
+    train = replace(dataset.train, images=replace(images, paths=tuple(paths)), labels=labels)
+    return replace(dataset, train=train)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from fastac.issues.find import METHODS
 from fastac.issues.run_scores import rank_run
 from fastac.report.thumbnails import thumbnail_uri
 from fastac.run import RunFolder
-from fastac.run_data import image_folder, run_config, run_samples
+from fastac.run_data import image_folder, paths_by_id, run_config, run_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
         if len(set(files.values())) < len(files):
             raise ValueError("two of the files to write have the same name; each export should have its own")
-        more = _of_the_data(options, "path" in issues)
+        more = _of_the_data(options, paths_by_id(issues))
         for kind, path in files.items():
             EXPORTS[kind](issues, path, **more.get(kind, {}))
     except (ValueError, ImportError, OSError) as error:
@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _of_the_data(options: argparse.Namespace, paths: bool) -> dict[str, dict[str, Any]]:
-    """What the exports need of the run's data, by kind. paths: whether the ranking has them."""
-    if options.label_studio is None and (options.fiftyone is None or not paths):
+def _of_the_data(options: argparse.Namespace, paths: list[str] | None) -> dict[str, dict[str, Any]]:
+    """What the exports need of the run's data, by kind. paths: of the images, if they have any."""
+    if options.label_studio is None and (options.fiftyone is None or paths is None):
         return {}
     folder = RunFolder(options.run)
-    samples = run_samples(folder, run_config(folder), folder.read_labels(), options.data_dir)
+    samples = run_samples(folder, run_config(folder), folder.read_labels(), options.data_dir, paths=paths)
     root = image_folder(samples)
     if root is not None:
         return {"fiftyone": {"root": root}, "label-studio": {"prefix": options.image_prefix}}

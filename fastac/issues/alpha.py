@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastac.collectives import named
 from fastac.issues.checks import check_finite, check_range, integer_vector
 from fastac.table import AlphaTable
 
-__all__ = ["AlphaStatistics", "alpha_statistics", "given_label_alpha"]
+__all__ = ["AlphaStatistics", "alpha_statistics", "from_all_ranks", "given_label_alpha"]
 
 _CHUNK_ELEMENTS = 1 << 21  # of α worked on at once, in float64: 16 MiB
 _COLUMNS = ("highest", "lowest", "given_alpha", "offset", "rival_offset", "rival")
@@ -82,7 +83,7 @@ def alpha_statistics(source: Any, labels: Any) -> AlphaStatistics:
         given = integer_vector("labels", labels, source.num_samples)
         classes = source.num_classes if source.form == "ac1" else None
         check_range("labels", given, source.num_classes)
-        columns = _gathered(source, _reduced(_table_chunks(source), given))
+        columns = from_all_ranks(source, _reduced(_table_chunks(source), given))
     else:
         alpha = _alpha_array(source)
         given = integer_vector("labels", labels, len(alpha))
@@ -145,12 +146,13 @@ def _table_chunks(table: AlphaTable) -> Iterator[tuple[slice, Tensor]]:
         yield slice(table.held.start + places.start, table.held.start + places.stop), rows
 
 
-def _gathered(table: AlphaTable, columns: np.ndarray) -> np.ndarray:
-    """All ranks' rows, where each has its own: what a rank lacks is zero there."""
+def from_all_ranks(table: AlphaTable, values: np.ndarray) -> np.ndarray:
+    """What the ranks have of `values` together, on all of them. Each has its own rows' part and zeros elsewhere."""
     if not table.sharded or table.world_size == 1:
-        return columns
-    whole = torch.from_numpy(columns).to(table.device)
-    dist.all_reduce(whole, group=table.process_group)
+        return values
+    whole = torch.from_numpy(values).to(table.device)
+    with named("all_reduce of what the ranks read of α"):
+        dist.all_reduce(whole, group=table.process_group)
     return whole.cpu().numpy()
 
 

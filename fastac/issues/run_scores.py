@@ -27,13 +27,16 @@ def write_scores(
     *,
     given: np.ndarray,
     class_names: Sequence[str],
-    predictions: np.ndarray,
-    others: np.ndarray,
+    predictions: np.ndarray | None,
+    others: np.ndarray | None,
     alpha: AlphaStatistics | None,
 ) -> None:
     """An .npz file without pickled objects, whole or not at all. given, predictions, others: (N,) int64, as
-    find_label_issues takes them."""
-    arrays = {"given": given, "predictions": predictions, "others": others}
+    find_label_issues takes them; without the latter two the labels are ranked again without them."""
+    arrays = {"given": given}
+    for name, found in (("predictions", predictions), ("others", others)):
+        if found is not None:
+            arrays[name] = found
     names = json.dumps(list(class_names)).encode()  # an array of texts is as wide as its longest
     arrays["class_names"] = np.frombuffer(names, np.uint8)
     if alpha is not None:
@@ -72,8 +75,8 @@ def rank_run(folder: Path, *, method: str | None = None, percent: float | None =
         method=method,
         percent=percent,
         class_names=json.loads(bytes(arrays["class_names"])),
-        pred_labels=arrays["predictions"],
-        other_labels=arrays["others"],
+        pred_labels=arrays.get("predictions"),
+        other_labels=arrays.get("others"),
         dynamics=None if alpha is None else dynamics,
     )
     if "path" in issues:

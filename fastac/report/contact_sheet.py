@@ -12,6 +12,7 @@ import numpy as np
 from fastac.extras import require
 from fastac.report.offsets import centered_rows
 from fastac.report.plots import BLUE, VERMILLION, drawing, new_figure, plain_text, write_png
+from fastac.report.readable import ReadableImages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,7 @@ _MARGIN, _PAD, _LINE = 14, 10, 19
 _IMAGE = 144
 _TEXT = 2 * _PAD + _IMAGE  # where the text beside the image starts
 _CHART = _CARD_WIDTH - _TEXT - _PAD - 40  # width of the bars' axes, right of their numbers
-_GREEN, _WINE, _GREY, _LIGHT = "#007A5A", "#882255", "#555555", "#BBBBBB"
+_GREEN, _WINE, _GREY, _LIGHT, _BLANK = "#007A5A", "#882255", "#555555", "#BBBBBB", "#EEEEEE"
 
 
 class _Samples(Protocol):
@@ -58,22 +59,24 @@ def contact_sheet(
     samples: fastac.data.Samples, the split that the ids refer to.
     issues: from fastac.find_label_issues; any of its rows, in any order.
     out: the PNG file to write.
-    alpha: for the bars AC1's α, (N, K), as array, tensor or AlphaTable. Without it the highest and the lowest
-        α̂ are written out. AC2's (N,) adds nothing to `issues`.
+    alpha: for the bars AC1's α, (N, K), as array, tensor or AlphaTable, or the CenteredRows of these samples. Without
+        it the highest and the lowest α̂ are written out. AC2's (N,) adds nothing to `issues`.
     true_labels: (N,) integers, where they are known: each card then says whether the label is really wrong.
     title: over the sheet; should name the data and the run.
 
+    An image whose file cannot be read any more is a grey square, and a warning says so.
     Raises ValueError for arguments that do not fit each other.
     """
     if rows < 1 or columns < 1:
         raise ValueError(f"rows and columns must be 1 or more, got {rows} and {columns}")
     cards = _cards(samples, issues.head(rows * columns), alpha, true_labels)
+    images = ReadableImages(samples.image)
     with drawing():
         sheet = _Sheet(title, _legend(cards), samples.class_names, len(cards), columns)
         limits = _limits(cards)
         for i, card in enumerate(cards):
             left, top = sheet.corner(i)
-            _draw_image(sheet, samples.image(card.index), left + _PAD, top + _CARD_HEIGHT - _PAD - _IMAGE)
+            _draw_image(sheet, images(card.index), left + _PAD, top + _CARD_HEIGHT - _PAD - _IMAGE)
             _draw_heading(sheet, card, left, top)
             _draw_labels(sheet, card, left, top)
             if card.row is None:
@@ -81,6 +84,7 @@ def contact_sheet(
             else:
                 _draw_bars(sheet, card, card.row, limits, left, top)
         write_png(sheet.figure, out)
+    images.warn(str(out))
 
 
 @dataclass(frozen=True)
@@ -120,14 +124,8 @@ class _Sheet:
         self.text(_MARGIN, _MARGIN + 14, title, 13, weight="bold")
         for (text, colour), (x, y) in zip(legend, places, strict=True):
             self.text(_MARGIN + x, _MARGIN + 44 + y, text, 9, color=colour)
-        rectangle = require("matplotlib.patches", "report").Rectangle
         for i in range(num_cards):
-            left, top = self.corner(i)
-            corner = (left / self.width, 1 - (top + _CARD_HEIGHT) / self.height)
-            size = (_CARD_WIDTH / self.width, _CARD_HEIGHT / self.height)
-            self.figure.add_artist(
-                rectangle(corner, *size, facecolor="none", edgecolor="#DDDDDD", linewidth=1)
-            )
+            self.box(*self.corner(i), _CARD_WIDTH, _CARD_HEIGHT, facecolor="none", edgecolor="#DDDDDD")
 
     def corner(self, card: int) -> tuple[int, int]:
         row, column = divmod(card, self.columns)
@@ -155,6 +153,12 @@ class _Sheet:
         place = (x / self.width, 1 - y / self.height)
         self.figure.text(*place, text, size=size, va="baseline", parse_math=False, **look)
 
+    def box(self, x: float, y: float, width: float, height: float, **look: Any) -> None:
+        corner = (x / self.width, 1 - (y + height) / self.height)
+        size = (width / self.width, height / self.height)
+        rectangle = require("matplotlib.patches", "report").Rectangle
+        self.figure.add_artist(rectangle(corner, *size, linewidth=1, **look))
+
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
         box = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box)
@@ -174,8 +178,13 @@ class _Sheet:
 # ---- a card
 
 
-def _draw_image(sheet: _Sheet, pixels: np.ndarray, left: int, top: int) -> None:
-    """Into a square of _IMAGE pixels, centred; small images by a whole factor, so that their pixels show."""
+def _draw_image(sheet: _Sheet, pixels: np.ndarray | None, left: int, top: int) -> None:
+    """Into a square of _IMAGE pixels, centred; small images by a whole factor, so that their pixels show. None: a grey
+    square that says so."""
+    if pixels is None:
+        sheet.box(left, top, _IMAGE, _IMAGE, facecolor=_BLANK, edgecolor=_BLANK)
+        sheet.text(left + _IMAGE / 2, top + _IMAGE / 2 + 4, "no image", 9, color=_GREY, ha="center")
+        return
     images = require("PIL.Image", "report")
     height, width = pixels.shape[:2]
     scale = _IMAGE / max(height, width)
