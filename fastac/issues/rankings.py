@@ -62,8 +62,8 @@ class Ranking:
 
 
 def rank_alpha(scores: Scores) -> Ranking:
-    """Algorithm 2 for AC1; by α for AC2. As many samples are issues as the AUM says (see wrong_probability), or, without
-    AUM, as α has in its upper group."""
+    """Algorithm 2 for AC1; by α for AC2. As many samples are issues as wrong_probability says, or, without AUM, as α
+    has in its upper group."""
     alpha = scores.alpha
     assert alpha is not None
     columns = _alpha_columns(alpha)

@@ -24,8 +24,9 @@ SEPARATION = 3.5
 """Ashman's D from which the two groups of the AUM are believed: from the measurements in docs/detection.md, in which
 pair noise that is counted 13 points too high reaches 3.4 and human noise, counted 35 too low, 2.6."""
 
+_LEAST_OF_MIXTURE = 0.5  # of the number by the threshold: a mixture that finds fewer has found some outliers
 _AS_FAR = 0.5  # see margin_threshold
-_SOFTNESS = 0.3  # of the median of the positive AUM: the scale of the logistic function in _by_threshold
+_SOFTNESS = 0.1  # see _by_threshold
 
 
 def wrong_probability(scores: Scores) -> np.ndarray:
@@ -33,9 +34,10 @@ def wrong_probability(scores: Scores) -> np.ndarray:
     labels above 1/2 are as many as are estimated to be wrong.
 
     The mixture of two normal distributions of the AUM where it finds two groups that are apart by SEPARATION, else that
-    of the AUM less the median of its class, for classes that differ by more than right and wrong labels do. Else
-    `confident_count` labels with AC1's α and the mean probability of the given label, and without them the labels below
-    `margin_threshold`. ValueError where the AUM is infinite."""
+    of the AUM less the median of its class, for classes that differ by more than right and wrong labels do. Where
+    neither does, or has less than half as many in its lower group: `confident_count` labels with AC1's α and the mean
+    probability of the given label, and without them the labels below `margin_threshold`. ValueError where the AUM is
+    infinite."""
     aum = scores.aum
     assert aum is not None
     if np.isinf(aum).any():
@@ -45,10 +47,13 @@ def wrong_probability(scores: Scores) -> np.ndarray:
     if not len(seen):
         return wrong
     values, given = aum[seen], scores.given[seen]
-    probability = _by_mixture(values, given, scores.classes)
-    if probability is None:
-        probability = _by_threshold(values, _threshold(scores, values, seen))
-    wrong[seen] = probability
+    by_threshold = _by_threshold(values, _threshold(scores, values, seen))
+    by_mixture = _by_mixture(values, given, scores.classes)
+    fewest = _LEAST_OF_MIXTURE * (by_threshold > 0.5).sum()
+    if by_mixture is None or (by_mixture > 0.5).sum() < fewest:
+        wrong[seen] = by_threshold
+    else:
+        wrong[seen] = by_mixture
     return wrong
 
 
@@ -116,11 +121,14 @@ def _threshold(scores: Scores, aum: np.ndarray, seen: np.ndarray) -> float:
 
 
 def _by_threshold(aum: np.ndarray, threshold: float) -> np.ndarray:
-    """The logistic function of the AUM that is 1/2 at the threshold; 0 where that is −inf, or no given label wins."""
+    """The logistic function of the AUM that is 1/2 at the threshold. Its scale is the usual winning margin times the
+    sum of a tenth and the share below the threshold: the more labels are wrong, the more right and wrong ones mix. 0
+    where no given label wins."""
     usual = _winning_margin(aum)
     if not usual:
         return np.zeros(len(aum))
-    return np.asarray(1 / (1 + np.exp(np.clip((aum - threshold) / (_SOFTNESS * usual), -700, 700))))
+    scale = (_SOFTNESS + float((aum < threshold).mean())) * usual
+    return np.asarray(1 / (1 + np.exp(np.clip((aum - threshold) / scale, -700, 700))))
 
 
 def _winning_margin(aum: np.ndarray) -> float:
