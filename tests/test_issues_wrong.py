@@ -5,7 +5,7 @@ import pytest
 
 from fastac.issues import alpha_statistics, find_label_issues
 from fastac.issues.rankings import Scores
-from fastac.issues.wrong import confident_count, margin_threshold, wrong_probability
+from fastac.issues.wrong import confident_count, margin_count, wrong_probability
 
 pd = pytest.importorskip("pandas")
 
@@ -93,21 +93,25 @@ def test_confident_count_by_hand():
     assert confident_count(np.full(6, 0.5), np.full(6, 0.5), np.ones(6, int), np.zeros(6, int), 2) == 0
 
 
-def test_margin_threshold_is_half_the_usual_winning_margin():
-    assert margin_threshold(np.array([-3.0, -1.0, 1.0, 4.0, 6.0])) == -2
-    assert margin_threshold(np.array([-3.0, -1.0, 0.0])) == -np.inf
+def test_margin_count_by_hand():
+    # The usual winning margin is 4, three quarters of it 3. Reached: 1, 0.7 and 0.2; wanted: 6/7, 5/7 and 4/7
+    assert margin_count(np.array([-3.0, -2.1, -0.6, 2.0, 4.0, 4.0, 6.0])) == 1
+    assert margin_count(np.array([-3.0, -2.2, -0.6, 2.0, 4.0, 4.0, 6.0])) == 2
+    assert margin_count(np.array([-2.2, -2.2, -0.6, 2.0, 4.0, 4.0, 6.0])) == 2  # the second has company
+    assert margin_count(np.array([-3.0, -1.0, 0.0])) == 0  # no given label wins
+    assert margin_count(np.array([3.0, 1.0, 2.0])) == 0
 
 
 def test_probability_without_two_groups_by_hand():
-    """Logistic in the AUM: 1/2 at the threshold, scale (1/10 + the share below it) · the usual winning margin."""
-    rng = np.random.default_rng(0)
-    aum = np.append(rng.normal(2, 1.5, 999), np.nan)
+    """Logistic in the AUM: 1/2 after the last one that counts, scale (1/10 + their share) · the usual margin."""
+    aum = np.append(np.random.default_rng(0).normal(2, 1.5, 999), np.nan)
     probability = wrong_probability(Scores(np.zeros(1000, int), 2, aum=aum))
-    seen = aum[:-1]
+    seen = np.sort(aum[:-1])
     usual = np.median(seen[seen > 0])
-    share = (seen < -usual / 2).mean()
-    assert 0 < share < 0.1
-    expected = 1 / (1 + np.exp((seen + usual / 2) / ((0.1 + share) * usual)))
+    number = margin_count(seen)
+    assert 0 < number < 50
+    threshold = (seen[number - 1] + seen[number]) / 2
+    expected = 1 / (1 + np.exp((aum[:-1] - threshold) / ((0.1 + number / 999) * usual)))
     np.testing.assert_allclose(probability[:-1], expected)
     assert probability[-1] == 0
     assert (wrong_probability(Scores(np.zeros(9, int), 2, aum=-1 - np.arange(9.0))) == 0).all()  # none wins

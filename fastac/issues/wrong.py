@@ -18,26 +18,25 @@ from fastac.issues.mixture import fit_mixture, otsu_threshold
 if TYPE_CHECKING:
     from fastac.issues.rankings import Scores
 
-__all__ = ["classes_of", "confident_count", "margin_threshold", "wrong_probability"]
+__all__ = ["classes_of", "confident_count", "margin_count", "wrong_probability"]
 
 SEPARATION = 3.5
 """Ashman's D from which the two groups of the AUM are believed: from the measurements in docs/detection.md, in which
 pair noise that is counted 13 points too high reaches 3.4 and human noise, counted 35 too low, 2.6."""
 
 _LEAST_OF_MIXTURE = 0.5  # of the number by the threshold: a mixture that finds fewer has found some outliers
-_AS_FAR = 0.5  # see margin_threshold
+_AS_FAR = 0.75  # see margin_count
 _SOFTNESS = 0.1  # see _by_threshold
 
 
 def wrong_probability(scores: Scores) -> np.ndarray:
-    """(N,) estimated probability that the label is wrong, falling with the AUM; 0 for samples that were never seen. The
-    labels above 1/2 are as many as are estimated to be wrong.
+    """(N,) estimated probability that the label is wrong, 0 for samples that were never seen. As many labels are above
+    1/2 as are estimated to be wrong.
 
     The mixture of two normal distributions of the AUM where it finds two groups that are apart by SEPARATION, else that
     of the AUM less the median of its class, for classes that differ by more than right and wrong labels do. Where
     neither does, or has less than half as many in its lower group: `confident_count` labels with AC1's α and the mean
-    probability of the given label, and without them the labels below `margin_threshold`. ValueError where the AUM is
-    infinite."""
+    probability of the given label, and without them `margin_count`. ValueError where the AUM is infinite."""
     aum = scores.aum
     assert aum is not None
     if np.isinf(aum).any():
@@ -72,17 +71,14 @@ def confident_count(
     than the given label.
     """
     usual = class_thresholds(own, given, num_classes)[rival]
-    reached = np.sort(np.where(of_rival > own, of_rival / usual, 0.0))[::-1]
-    share = (np.arange(len(reached)) + 1) / len(reached)
-    agrees = np.flatnonzero((reached > 0) & (reached >= 1 - share))
-    return int(agrees[-1]) + 1 if len(agrees) else 0
+    return _agreeing_count(np.where(of_rival > own, of_rival / usual, 0.0))
 
 
-def margin_threshold(aum: np.ndarray) -> float:
-    """The AUM below which a label is taken for wrong by the AUM alone, (N,) finite: another class wins by half of what
-    the given label wins by where it wins, in the median. −inf where no given label wins."""
+def margin_count(aum: np.ndarray) -> int:
+    """How many labels are wrong by the AUM alone, (N,) finite. Another class has to win by 3/4 · (1 − r) of what the
+    given label wins by where it wins, in the median, r as in confident_count. 0 where no given label wins."""
     usual = _winning_margin(aum)
-    return -_AS_FAR * usual if usual else -np.inf
+    return _agreeing_count(-aum / (_AS_FAR * usual)) if usual else 0
 
 
 def classes_of(given: np.ndarray, num_classes: int) -> list[np.ndarray]:
@@ -108,14 +104,23 @@ def _by_mixture(aum: np.ndarray, given: np.ndarray, num_classes: int) -> np.ndar
     return mixture.wrong(centred) if mixture.found(SEPARATION) else None
 
 
+def _agreeing_count(reached: np.ndarray) -> int:
+    """The largest number of samples, n of N, that all have reached 1 − n / N, and more than 0."""
+    ordered = np.sort(reached)[::-1]
+    share = (np.arange(len(ordered)) + 1) / len(ordered)
+    agrees = np.flatnonzero((ordered > 0) & (ordered >= 1 - share))
+    return int(agrees[-1]) + 1 if len(agrees) else 0
+
+
 def _threshold(scores: Scores, aum: np.ndarray, seen: np.ndarray) -> float:
     """The AUM below which labels are taken for wrong where there are no two groups. aum: of the samples `seen`."""
     alpha, confidence = scores.alpha, scores.confidence
     if alpha is None or alpha.form != "ac1" or confidence is None:
-        return margin_threshold(aum)
-    own = confidence[seen]
-    of_rival = (1 - own) * alpha.rival_share[seen]
-    number = confident_count(own, of_rival, alpha.rival[seen], scores.given[seen], scores.classes)
+        number = margin_count(aum)
+    else:
+        own = confidence[seen]
+        of_rival = (1 - own) * alpha.rival_share[seen]
+        number = confident_count(own, of_rival, alpha.rival[seen], scores.given[seen], scores.classes)
     ordered = np.concatenate([[-np.inf], np.sort(aum), [np.inf]])
     return float(ordered[number : number + 2].mean())  # midway between the last of them and the next one
 
