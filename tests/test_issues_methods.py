@@ -90,9 +90,9 @@ def test_combined_score_is_its_formula():
     assert (combined_score(np.ones(5), np.zeros(5, int), 1) == 0).all()
 
 
-@pytest.mark.parametrize("share", [0.02, 0.2, 0.4])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.4])
 def test_combined_quality_is_a_probability(share):
-    aum, wrong, labels = two_groups(share, low=(-1.5, 1.0), high=(2.0, 1.2))
+    aum, wrong, labels = two_groups(share, low=(-2.5, 1.0), high=(2.0, 1.2))
     frame = find_label_issues(dynamics_frame(aum, np.full(len(aum), 0.5)), labels)
     assert (frame["label_quality"].diff()[1:] > 0).all()  # strictly, so that sorting by it gives the ranking
     assert abs(frame["is_label_issue"].mean() - share) < 0.02

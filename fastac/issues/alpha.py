@@ -48,6 +48,15 @@ class AlphaStatistics:
     def __len__(self) -> int:
         return len(self.given)
 
+    @property
+    def rival_share(self) -> np.ndarray:
+        """(N,) float64 in [0, 1]: the share of the probability that the given label did not get, over the training,
+        that the rival got; 0 where α says nothing. Training adds to a row, step by step, the learning rate times
+        (1 − p_y) at the given label y and −p_k at every other class k, so it is −α*_rival / α*_y."""
+        known = (self.rival >= 0) & (self.offset > 0)
+        offset = np.where(known, self.offset, 1.0)
+        return np.clip(np.where(known, -self.rival_offset, 0.0) / offset, 0, 1)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """What `from_arrays` takes, for an .npz file."""
         columns = {f"alpha_{name}": getattr(self, name) for name in (*_COLUMNS, "given")}

@@ -106,11 +106,13 @@ def find_label_issues(
         given_class, suggested_class   str, with class_names
 
     The label issues where percent is None. combined: where the estimated probability that the label is right is below
-    1/2. It is that of a mixture of two normal distributions of the AUM, or, where these are not apart by an Ashman's D
-    of 2.5, of the AUM less its class's median (2.75); failing that all labels are taken for right. alpha (with
-    dynamics) and aum: as many as that mixture says, from the top of the ranking. alpha without dynamics,
-    confidence from p_y alone: likewise, from mixtures of log α* and of logit p_y. confidence with the
-    probabilities of all classes: what lies off the diagonal of the confident joint.
+    1/2. It is that of a mixture of two normal distributions of the AUM, or of the AUM less its class's median, where
+    the two are apart by an Ashman's D of 3.5. Else as many labels are taken for wrong as have, by the run's mean
+    probabilities, another class that reaches what it usually has where it is the given label (AC1), or, without α, as
+    many as another class wins by 3/4 of the usual margin; both less by the share that is wrong, see
+    fastac.issues.wrong. alpha (with dynamics) and aum: as many as that, from the top of the ranking. alpha without
+    dynamics, confidence from p_y alone: by mixtures of log α* and of logit p_y, which must be apart by 2.5. confidence
+    with the probabilities of all classes: what lies off the diagonal of the confident joint.
 
     Reads α by chunks of rows and does not copy it: memory beside `source` is some arrays of N numbers.
     ValueError for an argument of the wrong shape, type or range, and for α that is not finite.

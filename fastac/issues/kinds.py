@@ -19,9 +19,8 @@ _PLAUSIBLE = 0.5  # of the rival's probability, reached by the given label
 def issue_kinds(alpha: AlphaStatistics, confidence: np.ndarray | None = None) -> np.ndarray:
     """(N,) object: one of KINDS, None where α says nothing (a row of zeros, AC2).
 
-    Training adds to a row, step by step, the learning rate times (1 − p_y) at the given label y and −p_k at every other
-    class k. So with α* (see AlphaStatistics) −α*_k / α*_y is class k's share of the probability that the given label
-    did not get, over the whole training. The rival is the class with the largest share s.
+    The rival is the class with the largest share s of the probability that the given label did not get, over the whole
+    training: see AlphaStatistics.rival_share.
 
         outside   s < 1/2: no class takes half of it
         several   s ≥ 1/2 and p ≥ s (1 − p) / 2: the given label is at least half as probable as the rival
@@ -34,9 +33,8 @@ def issue_kinds(alpha: AlphaStatistics, confidence: np.ndarray | None = None) ->
     known = (alpha.rival >= 0) & (alpha.offset > 0)
     if not known.any():
         return kinds
-    offset = np.where(known, alpha.offset, 1.0)
-    share = np.clip(np.where(known, -alpha.rival_offset, 0.0) / offset, 0, 1)
-    probability = 1 - offset / offset[known].max() if confidence is None else confidence
+    share = alpha.rival_share
+    probability = 1 - alpha.offset / alpha.offset[known].max() if confidence is None else confidence
     plausible = probability >= _PLAUSIBLE * share * (1 - probability)
     kinds[known] = "within"
     kinds[known & plausible] = "several"

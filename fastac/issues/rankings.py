@@ -9,8 +9,8 @@ import numpy as np
 
 from fastac.issues import confidence as confident
 from fastac.issues.alpha import AlphaStatistics
-from fastac.issues.checks import count_and_ids
-from fastac.issues.mixture import fit_mixture, otsu_threshold
+from fastac.issues.mixture import fit_mixture
+from fastac.issues.wrong import classes_of, wrong_probability
 
 __all__ = [
     "Ranking",
@@ -25,7 +25,6 @@ __all__ = [
 
 _WITHIN_CLASS = 0.5  # weight of a sample's place among those of its label, see combined_score
 _FEW = 10  # samples of a class at which that place counts half
-_SEPARATION_BY_CLASS = 2.75  # see _aum_wrong: clean labels reach 2.5 there
 _TIE = 1e-6  # of the quality: the order among samples of equal probability
 _LOWEST = 1e-4  # p_y, whose logit would be infinite
 _LEAST_ALPHA = 1e-3  # of the largest, whose logarithm would be infinite
@@ -63,8 +62,8 @@ class Ranking:
 
 
 def rank_alpha(scores: Scores) -> Ranking:
-    """Algorithm 2 for AC1; by α for AC2. As many samples as the AUM has in its lower group are issues, or, without AUM,
-    as α has in its upper one."""
+    """Algorithm 2 for AC1; by α for AC2. As many samples are issues as wrong_probability says, or, without AUM, as α
+    has in its upper group."""
     alpha = scores.alpha
     assert alpha is not None
     columns = _alpha_columns(alpha)
@@ -78,7 +77,7 @@ def rank_alpha(scores: Scores) -> Ranking:
     else:
         order = np.argsort(-alpha.highest, kind="stable")
     suggested = _alpha_suggestions(alpha)
-    number = _alpha_issues(alpha) if scores.aum is None else int((_aum_wrong(scores) > 0.5).sum())
+    number = _alpha_issues(alpha) if scores.aum is None else int((wrong_probability(scores) > 0.5).sum())
     return Ranking(order, *_by_position(order, len(order), number), suggested, columns)
 
 
@@ -87,7 +86,7 @@ def rank_aum(scores: Scores) -> Ranking:
     aum = scores.aum
     assert aum is not None
     order = np.argsort(aum, kind="stable")  # NaN comes last
-    number = int((_aum_wrong(scores) > 0.5).sum())
+    number = int((wrong_probability(scores) > 0.5).sum())
     return Ranking(order, *_by_position(order, int((~np.isnan(aum)).sum()), number), _unknown(aum))
 
 
@@ -114,7 +113,7 @@ def rank_combined(scores: Scores) -> Ranking:
     assert aum is not None
     seen = int((~np.isnan(aum)).sum())
     order = np.argsort(combined_score(aum, scores.given, scores.classes), kind="stable")
-    wrong = np.sort(_aum_wrong(scores))[
+    wrong = np.sort(wrong_probability(scores))[
         ::-1
     ]  # as many of each probability as the AUM has, in this ranking's order
     place = np.arange(len(aum)) / max(1, seen - 1)
@@ -143,7 +142,7 @@ def combined_score(aum: np.ndarray, given: np.ndarray, num_classes: int) -> np.n
     middle, spread = _median_and_iqr(aum[seen])
     spread = spread or 1.0
     score[seen] = (aum[seen] - middle) / spread
-    for members in _classes(given[seen], num_classes):
+    for members in classes_of(given[seen], num_classes):
         ids = seen[members]
         middle, own = _median_and_iqr(aum[ids])
         weight = _WITHIN_CLASS * len(ids) / (len(ids) + _FEW)
@@ -159,33 +158,6 @@ def positions(order: np.ndarray) -> np.ndarray:
 
 
 # ---- parts
-
-
-def _aum_wrong(scores: Scores) -> np.ndarray:
-    """(N,) estimated probability that the label is wrong, 0 for samples that were never seen.
-
-    Where the AUM shows no two groups, it may be that the classes differ by more than right and wrong labels do: then
-    by the AUM less the median of its class, which must show them more clearly."""
-    aum = scores.aum
-    assert aum is not None
-    if np.isinf(aum).any():
-        raise ValueError(f"source: AUM is infinite for {count_and_ids(np.isinf(aum))}")
-    wrong = np.zeros(len(aum))
-    seen = np.flatnonzero(~np.isnan(aum))
-    if not len(seen):
-        return wrong
-    values = aum[seen]
-    below = values < min(0.0, otsu_threshold(values))  # below 0 another class wins on average
-    mixture = fit_mixture(values, below)
-    if not mixture.found():
-        centred = values.copy()
-        for members in _classes(scores.given[seen], scores.classes):
-            centred[members] -= np.median(values[members])
-        by_class = fit_mixture(centred, below)
-        if by_class.found(_SEPARATION_BY_CLASS):
-            mixture, values = by_class, centred
-    wrong[seen] = mixture.wrong(values)
-    return wrong
 
 
 def _alpha_issues(alpha: AlphaStatistics) -> int:
@@ -232,13 +204,6 @@ def _by_position(order: np.ndarray, num_seen: int, number: int) -> tuple[np.ndar
     position = positions(order)
     quality = position / (num_seen - 1) if num_seen > 1 else np.ones(len(order))
     return np.where(position < num_seen, quality, math.nan), position < min(number, num_seen)
-
-
-def _classes(given: np.ndarray, num_classes: int) -> list[np.ndarray]:
-    """The positions of each class that has any, ascending."""
-    ends = np.cumsum(np.bincount(given, minlength=num_classes))
-    parts = np.split(np.argsort(given, kind="stable"), ends[:-1])
-    return [part for part in parts if len(part)]
 
 
 def _median_and_iqr(values: np.ndarray) -> tuple[float, float]:
