@@ -28,17 +28,27 @@ _CLASSES, _SIDE = 10, 32
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    rows: list[dict[str, Any]] = []
+    failed = []
+    record = {"environment": stamp(torch.device(options.device)), "settings": settings(options), "rows": rows}
+    name = options.name or f"epoch-{options.device}"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         write_images(folder / "images.npz", options.samples)
         for recipe in options.recipes:
             for jobs in options.jobs:
-                rows.append(measure(recipe, jobs, folder, options))
+                try:
+                    rows.append(measure(recipe, jobs, folder, options))
+                except RuntimeError as error:  # the others may fit
+                    failed.append(str(error))
+                    continue
                 print(line(rows[-1]), flush=True)
-    record = {"environment": stamp(torch.device(options.device)), "settings": settings(options), "rows": rows}
-    print(f"record: {write_record(options.out, options.name or f'epoch-{options.device}', record)}")
-    failed = misses(rows, record["environment"]["device"]) if options.check else []
+                place = write_record(
+                    options.out, name, record
+                )  # of all so far: a run that is stopped leaves it
+    if rows:
+        print(f"record: {place}")
+    failed += misses(rows, record["environment"]["device"]) if options.check else []
     for text in failed:
         print(f"FAILED: {text}", file=sys.stderr)
     return 1 if failed else 0

@@ -16,15 +16,18 @@
 #   sharding  bench/sharding.py on all GPUs, with DeepSpeed where it is installed
 #   loader    bench/loader.py                augment   bench/augment.py, the augmentation policies
 #   train     the demo recipe with cross entropy and AC1, the epochs' images a second in its log
-# A part takes 1 to 6 minutes and is stopped after its limit. One that fails doesn't stop the others; the exit status is
-# 1 if one did. FOLDER gets the records (JSON), plots and one log a part. LOSS_SIZES ("256x1000 ...") limits the sizes
-# of bench/loss.py. PYTHON names the interpreter (default python3), which has torch with CUDA, triton, pytest,
-# hypothesis, pandas, matplotlib and scikit-learn; with pytest-xdist the tests run side by side.
+# A part takes 1 to 6 minutes, all about 45, and is stopped after its limit. One that fails doesn't stop the others; the
+# exit status is 1 if one did. For a GPU that is lent for ten minutes at a time, by what they tell:
+#     build test triton kernels        build ac1 table graphs        build step epoch train
+# FOLDER gets the records (JSON), plots and one log a part. ARCHIVE=FILE.tgz: all of it, checkpoints left out, in one file
+# too. LOSS_SIZES ("256x1000 ...") limits the sizes of bench/loss.py. PYTHON names the interpreter (default python3), which
+# has torch with CUDA, triton, pytest, hypothesis, pandas, matplotlib, scikit-learn, tomli_w and tqdm; with pytest-xdist the
+# tests run side by side.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 known="build test triton ac1 ac2 momentum bfloat16 table step compiled graphs images epoch train kernels sharding"
 known="$known loader augment"
-[ $# -ge 1 ] || { sed -n '2,23s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,27s/^# \{0,1\}//p' "$0"; exit 2; }
 folder=$1
 shift
 parts=${*:-$known}
@@ -56,7 +59,7 @@ loss() { # NAME OPTIONS...
 step() { # NAME OPTIONS...
     local name=$1
     shift
-    part "$name" 360 "$PYTHON" bench/train.py --device cuda --out "$out" --name "train-cuda-$name" "$@"
+    part "$name" 480 "$PYTHON" bench/train.py --device cuda --out "$out" --name "train-cuda-$name" "$@"
 }
 
 invent_images() { # 0.8 GB of JPEGs with ImageNet's sizes, in a folder that ends with this script
@@ -65,6 +68,15 @@ invent_images() { # 0.8 GB of JPEGs with ImageNet's sizes, in a folder that ends
         >"$out/invent.log" 2>&1 || { tail -n 20 "$out/invent.log"; return 1; }
 }
 
+"$PYTHON" - <<'PY' || exit 2
+import importlib.util
+import sys
+names = {"tomli_w": "tomli-w", "sklearn": "scikit-learn"}
+modules = ("torch", "triton", "pytest", "hypothesis", "pandas", "matplotlib", "sklearn", "tomli_w", "tqdm")
+missing = [names.get(name, name) for name in modules if importlib.util.find_spec(name) is None]
+if missing:
+    sys.exit(f"packages are missing: {sys.executable} -m pip install {' '.join(missing)}")
+PY
 "$PYTHON" - <<'PY' || exit 2
 import torch
 assert torch.cuda.is_available(), "no CUDA device"
@@ -79,7 +91,8 @@ jobs=()
 for name in $parts; do
     case $name in
     build)
-        FASTAC_NATIVE=1 FASTAC_CUDA=1 FASTAC_CUDA_ARCHITECTURES=${FASTAC_ARCHS:-$arch} \
+        # auto: what keeps the CPU's backend from building doesn't keep the GPU's.
+        FASTAC_NATIVE=auto FASTAC_CUDA=1 FASTAC_CUDA_ARCHITECTURES=${FASTAC_ARCHS:-$arch} \
             part build 420 "$PYTHON" setup.py build_ext --inplace
         ;;
     test) part test 300 "$PYTHON" -m pytest -q "${jobs[@]}" -m gpu tests ;;
@@ -89,7 +102,7 @@ for name in $parts; do
     bfloat16) loss bfloat16 --forms ac1 --table-dtype bfloat16 ;;
     table) part table 120 "$PYTHON" bench/table.py --device cuda --out "$out" ;;
     step) step step --check ;;
-    compiled) step compiled --check --torchcompile ;;
+    compiled) step compiled --check --torchcompile --rounds 16 ;; # two networks and ten losses are compiled first
     graphs) step graphs --check --cuda-graphs ;;
     images)
         kind="--loader dali"
@@ -117,4 +130,7 @@ for name in $parts; do
     kernels) part kernels 120 "$PYTHON" bench/kernels.py --device cuda --out "$out" ;;
     esac
 done
+if [ -n "${ARCHIVE:-}" ]; then
+    tar czf "$ARCHIVE" --exclude=checkpoints --exclude='*.pt' -C "$out" . || failed+=(archive)
+fi
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,42 @@ def test_the_first_epoch_is_not_counted(bench, tmp_path):
     assert bench.epoch_seconds(tmp_path / "metrics.csv") == 2.0
 
 
-def test_a_run_that_fails_is_told(bench, tmp_path):
+def test_a_run_that_fails_is_told(bench, tmp_path, capsys):
     words = "--device cpu --recipes cifar10-resnet32+ac1 --samples 60 --epochs 2 --set model=nonesuch batch_size=20"
-    with pytest.raises(RuntimeError, match=r"ended with 2:[\s\S]*unknown model 'nonesuch'"):
-        bench.main([*words.split(), "--out", str(tmp_path)])
+    assert bench.main([*words.split(), "--out", str(tmp_path)]) == 1
+    assert re.search(r"FAILED: .* ended with 2:[\s\S]*unknown model 'nonesuch'", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_does_not_lose_the_others(bench, tmp_path, monkeypatch, capsys):
+    def measure(recipe, jobs, folder, options):
+        if jobs == 2:
+            raise RuntimeError("out of memory")
+        return {
+            "recipe": recipe,
+            "jobs": jobs,
+            "epoch_seconds": 1.0,
+            "epoch_seconds_a_run": 1.0,
+            "images_per_second": 9,
+        }
+
+    monkeypatch.setattr(bench, "measure", measure)
+    words = [
+        "--device",
+        "cpu",
+        "--recipes",
+        "cifar10-resnet32+ac1",
+        "--samples",
+        "60",
+        "--jobs",
+        "1",
+        "2",
+        "4",
+    ]
+    assert bench.main([*words, "--out", str(tmp_path)]) == 1
+    record = json.loads((tmp_path / "epoch-cpu.json").read_text())
+    assert [row["jobs"] for row in record["rows"]] == [1, 4]
+    assert "FAILED: out of memory" in capsys.readouterr().err
 
 
 def test_targets_are_an_h200s(bench):

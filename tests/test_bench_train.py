@@ -96,7 +96,8 @@ def test_targets(bench):
         ways["AC1"] = {"images_per_second": rate, "overhead_percent": {"high": high}}
         ways["F.cross_entropy, again"]["overhead_percent"]["high"] = 9
         result = {"model": "resnet50", "image_size": 224, "ways": ways}
-        return {"environment": {"device": device}, "settings": {"limit": 0.5}, "results": [result]}
+        settings = {"limit": 0.5, "cuda_graphs": False, "device": "cuda" if "NVIDIA" in device else "cpu"}
+        return {"environment": {"device": device}, "settings": settings, "results": [result]}
 
     met = [v["met"] for v in targets.verdicts(record("NVIDIA H200", 0.5, 3000))]
     assert met == [True, True, True, True]
@@ -105,6 +106,12 @@ def test_targets(bench):
     assert "MISSED  resnet50, AC1: overhead at most, %: 0.51 (0.5)" in targets.text(found)
     assert len(targets.verdicts(record("AMD EPYC", 0.5, 10))) == 3
     assert not targets.verdicts(record("AMD EPYC", float("nan"), 10))[1]["met"]
+    # A small network's step on a GPU is its launches: it is judged where they are captured.
+    small = record("NVIDIA H200", 0.51, 3000)
+    small["results"][0] |= {"model": "wrn-40-2", "image_size": 32}
+    assert targets.verdicts(small) == []
+    small["settings"]["cuda_graphs"] = True
+    assert [v["met"] for v in targets.verdicts(small)] == [True, False, True]
 
 
 def test_each_ways_table_moves_at_its_own_steps_alone(trainer):
