@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import training_runs as runs
-from review_pages import NASTY, missing_browser, ranking, small_page, start_browser
+from review_pages import NASTY, decisions_json, missing_browser, ranking, small_page, start_browser
 
 from fastac import apply
 from fastac.decisions import read_decisions
@@ -111,6 +111,22 @@ def stored_decisions(browser):
     )
     assert len(state) == 1
     return {i: (d["decision"], d["label"]) for i, d in json.loads(state[0])["decisions"]}
+
+
+def import_file(browser, path):
+    browser.execute_script("document.getElementById('import-file').hidden = false")
+    find(browser, "#import-file")[0].send_keys(str(path))
+
+
+def press_code(browser, key, code, shift=False):
+    """A key of another layout, or with Caps Lock."""
+    browser.execute_script(
+        "document.getElementById('gallery').dispatchEvent(new KeyboardEvent('keydown',"
+        "{key: arguments[0], code: arguments[1], shiftKey: arguments[2], bubbles: true}))",
+        key,
+        code,
+        shift,
+    )
 
 
 @pytest.fixture
@@ -324,6 +340,83 @@ def test_import_refuses_decisions_for_other_data(fresh, tmp_path, downloads):
         find(fresh, "#import-file")[0].send_keys(str(tmp_path / f"{name}.csv"))
         wait_for(lambda message=message: message in text(fresh, "notices"), message)
         assert stored_decisions(fresh) == {}
+
+
+def test_an_import_that_differs_asks_whose_decisions_stay(fresh, tmp_path):
+    open_page(fresh, small_page(tmp_path / "page.html"))
+    press(fresh, "k", "k", "d")
+    mine = {0: ("keep", 0), 1: ("keep", 1), 2: ("drop", None)}
+    theirs = {0: ("drop", None), 1: ("relabel", 3), 2: ("drop", None), 5: ("drop", None)}
+    rows = [(i, *decision) for i, decision in theirs.items()]
+    file = decisions_json(tmp_path / "theirs.json", np.arange(12) % 4, decisions=rows)
+
+    def answer(*pressed):
+        import_file(fresh, file)
+        (dialog,) = wait_for(lambda: find(fresh, "#import-dialog[open]"), "the question")
+        assert dialog.accessible_name == "Decisions that differ from yours"
+        said = dialog.get_property("innerText")
+        assert "2 of the 4 decisions in theirs.json differ from yours." in said
+        assert "Sample 1: yours kept, theirs relabelled to dog" in said
+        assert stored_decisions(fresh) == mine
+        active = fresh.switch_to.active_element
+        assert active.accessible_name == "Keep mine"
+        before = len(find(fresh, ".notice"))
+        active.send_keys(*pressed)
+        said = wait_for(lambda: [e.text for e in find(fresh, ".notice span")][before:], "the notice")
+        assert find(fresh, "#import-dialog[open]") == []
+        return said[0]
+
+    assert answer(keys().ESCAPE) == "theirs.json was not imported: you cancelled it."
+    assert stored_decisions(fresh) == mine
+    said = answer(keys().ENTER)
+    assert "Imported 1 decision from theirs.json. The same as yours already: 1." in said
+    assert "Different from yours: 2, yours kept." in said
+    assert stored_decisions(fresh) == {**mine, 5: ("drop", None)}
+    press(fresh, "z")
+    assert stored_decisions(fresh) == mine
+    assert "Different from yours: 2, theirs taken." in answer(
+        keys().SHIFT + keys().TAB + keys().NULL, keys().ENTER
+    )
+    assert stored_decisions(fresh) == theirs
+    press(fresh, "z")
+    assert stored_decisions(fresh) == mine  # all of it in one step
+
+
+@pytest.mark.parametrize(
+    ("names", "pressed", "relabelled", "digits"),
+    [
+        (("0", "1", "10", "11", "2"), ("c", "2"), "2", None),  # a folder's order
+        (("1", "2", "3", "4", "5"), ("2",), "2", "1 2 3 4 5"),
+        (("1 star", "2 stars", "3 stars"), ("2",), None, None),
+        (("ant", "bee", "class 2"), ("2",), "class 2", "0 1 2"),
+    ],
+)
+def test_digits_mean_the_class_of_that_name(fresh, tmp_path, names, pressed, relabelled, digits):
+    open_page(fresh, small_page(tmp_path / "page.html", names=names))
+    press(fresh, pressed[0])
+    for key in pressed[1:]:
+        fresh.switch_to.active_element.send_keys(key, keys().ENTER)
+    if relabelled is None:
+        assert text(fresh, "progress-count") == "0 of 12 decided"
+    else:
+        assert stored_decisions(fresh) == {0: ("relabel", names.index(relabelled))}
+    shown = [e.get_property("textContent") for e in find(fresh, "#help-keys dt")]
+    assert [key for key in shown if key[0].isdigit()] == ([] if digits is None else [digits])
+
+
+def test_caps_lock_and_other_scripts(fresh, tmp_path):
+    open_page(fresh, small_page(tmp_path / "page.html"))
+    press_code(fresh, "л", "KeyK")  # Russian
+    press_code(fresh, "Δ", "KeyD")  # Greek, Caps Lock
+    want = {0: ("keep", 0), 1: ("drop", None)}
+    assert stored_decisions(fresh) == want
+    press_code(fresh, "ü", "KeyU")  # a Latin letter is no other key
+    press_code(fresh, "é", "Digit2")
+    assert stored_decisions(fresh) == want
+    press_code(fresh, "Z", "KeyY")  # Caps Lock on a German keyboard: undo, by the letter
+    assert stored_decisions(fresh) == {0: ("keep", 0)}
+    press_code(fresh, "z", "KeyZ", shift=True)
+    assert stored_decisions(fresh) == want
 
 
 def test_five_thousand_samples_stay_few_in_the_document(fresh, tmp_path):

@@ -108,7 +108,8 @@ function findClasses() {
   for (let label = 0; label < names.length; label++) {
     const name = names[label].toLowerCase();
     if (text === "" || name.includes(text) || String(label) === text) {
-      found.push([name === text || String(label) === text ? 0 : name.startsWith(text) ? 1 : 2, label]);
+      // A name before a number: in a folder's order the class "2" may be number 4.
+      found.push([name === text ? 0 : String(label) === text ? 1 : name.startsWith(text) ? 2 : 3, label]);
     }
   }
   found.sort(([a, one], [b, other]) => a - b || one - other);

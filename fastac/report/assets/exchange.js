@@ -103,7 +103,7 @@ function readJson(text) {
   return { ...content, entries };
 }
 
-// The step that takes over the decisions of an exported file. Throws an Error that says what is wrong.
+// The decisions of an exported file, by id. Throws an Error that says what is wrong.
 function readExport(text) {
   const file = /^\s*\{/.test(text) ? readJson(text) : readCsv(text);
   if (file.format !== "fastac decisions") throw new Error("it is no file that this page has exported");
@@ -111,7 +111,7 @@ function readExport(text) {
     || JSON.stringify(file.class_names) !== JSON.stringify(names)) {
     throw new Error(`it was made for other data, of the run ${file.run}`);
   }
-  const seen = new Map(), step = [];
+  const read = new Map();
   for (const { where, index, given_label, decision, label, time } of file.entries) {
     const after = { decision, label, given: given_label, time };
     if (!validDecision(index, after)) throw new Error(`${where} is no valid decision`);
@@ -119,23 +119,59 @@ function readExport(text) {
     if (position !== undefined && page.given[position] !== given_label) {
       throw new Error(`${where}: given_label is ${given_label}, it should be ${page.given[position]}`);
     }
-    const content = `${decision} ${label}`;
-    if ((seen.get(index) ?? content) !== content) throw new Error(`${where}: another decision for the id ${index}`);
-    if (!seen.has(index)) step.push({ id: index, before: decisions.get(index) ?? null, after });
-    seen.set(index, content);
+    const other = read.get(index);
+    if (other && !sameDecision(other, after)) throw new Error(`${where}: another decision for the id ${index}`);
+    if (!other) read.set(index, after);
   }
-  if (seen.size !== file.rows) throw new Error(`it has ${seen.size} decisions; it should have ${file.rows}`);
-  return step;
+  if (read.size !== file.rows) throw new Error(`it has ${read.size} decisions; it should have ${file.rows}`);
+  return read;
 }
+
+// ---- taking over what was read
+
+const DIFFERENCES = 10; // that the dialog lists
+
+const differing = (read) => [...read.keys()].filter((id) =>
+  decisions.has(id) && !sameDecision(decisions.get(id), read.get(id)));
 
 function importText(text, name) {
   try {
-    const step = readExport(text);
-    if (step.length) commit(step);
-    const hidden = step.filter(({ id }) => !positionOf.has(id)).length;
-    notice(`Imported ${plural(step.length, "decision")} from ${clip(name, 100)}.`
-      + (hidden ? ` ${plural(hidden, "of their sample")} not on this page: kept and exported all the same.` : ""));
+    const read = readExport(text);
+    if (differing(read).length === 0) takeOver(read, name, false);
+    else askWhose(read, name);
   } catch (error) {
     notice(`${clip(name, 100)} was not imported: ${error.message}`, "error");
   }
+}
+
+// One step, so that one undo takes the whole import back. Own decisions that differ stay, unless `theirs`.
+function takeOver(read, name, theirs) {
+  const differ = new Set(differing(read));
+  const step = [...read].filter(([id]) => !decisions.has(id) || (theirs && differ.has(id)))
+    .map(([id, after]) => ({ id, before: decisions.get(id) ?? null, after }));
+  if (step.length) commit(step);
+  const same = read.size - step.length - (theirs ? 0 : differ.size);
+  const hidden = step.filter(({ id }) => !positionOf.has(id)).length;
+  notice(`Imported ${plural(step.length, "decision")} from ${clip(name, 100)}.`
+    + (same ? ` The same as yours already: ${same.toLocaleString("en")}.` : "")
+    + (differ.size ? ` Different from yours: ${differ.size.toLocaleString("en")}, ${theirs ? "theirs taken" : "yours kept"}.` : "")
+    + (hidden ? ` ${plural(hidden, "of their sample")} not on this page: kept and exported all the same.` : "")
+    + (step.length ? " Undo takes the whole import back." : ""));
+}
+
+function askWhose(read, name) {
+  const dialog = byId("import-dialog"), ids = differing(read);
+  byId("import-text").textContent = `${ids.length.toLocaleString("en")} of the ${plural(read.size, "decision")} in `
+    + `${clip(name, 100)} ${ids.length === 1 ? "differs" : "differ"} from yours. Keep yours and import the others, or `
+    + "take all of theirs?";
+  const more = ids.length - DIFFERENCES;
+  byId("import-list").replaceChildren(...ids.slice(0, DIFFERENCES).map((id) => make("li", {
+    textContent: `Sample ${id}: yours ${decidedText(decisions.get(id))}, theirs ${decidedText(read.get(id))}` })),
+    ...(more > 0 ? [make("li", { textContent: `and ${more.toLocaleString("en")} more` })] : []));
+  dialog.returnValue = "";
+  dialog.addEventListener("close", () => {
+    if (dialog.returnValue) takeOver(read, name, dialog.returnValue === "theirs");
+    else notice(`${clip(name, 100)} was not imported: you cancelled it.`);
+  }, { once: true });
+  dialog.showModal();
 }

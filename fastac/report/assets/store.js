@@ -19,6 +19,8 @@ function validDecision(id, entry) {
       : entry.decision === "relabel" ? isClass(entry.label) && entry.label !== entry.given : entry.label === null);
 }
 
+const sameDecision = (one, other) => one.decision === other.decision && one.label === other.label;
+
 function place(id, entry) {
   if (entry === null) decisions.delete(id);
   else decisions.set(id, entry);
