@@ -18,7 +18,7 @@ from fastac.data import EncodedImages, Samples, UnreadableImageError
 from fastac.history import ScoreHistory
 from fastac.issues.exports import read_csv
 from fastac.report.offsets import TopOffsets
-from fastac.report.page import default_top, write_review_page
+from fastac.report.page import checked_top, default_top, write_review_page
 from fastac.run import RunFolder
 from fastac.training_data import load_data
 
@@ -76,8 +76,11 @@ def review(
 ) -> Path:
     """Write the review page of a run, and return where it is; the arguments are the command's.
 
-    Raises FileNotFoundError or ValueError for a run that has not ended, and for data that is gone or has changed.
+    Raises FileNotFoundError or ValueError for a run that has not ended, for data that is gone or has changed, and for a
+    ranking that is no CSV.
     """
+    if top is not None:
+        top = checked_top(top)
     folder = RunFolder(Path(run))
     config = read_config(folder.path)
     given, ranking = folder.read_labels(), _ranking(folder, issues)
@@ -113,7 +116,12 @@ def _ranking(folder: RunFolder, other: Path | None) -> pd.DataFrame:
             f"{folder.path} has no {path.name}: the run has not come to its end, or recorded neither α nor dynamics; "
             f"to go on with it: python -m fastac.train --resume {folder.path}"
         )
-    return read_csv(path)
+    try:
+        return read_csv(path)
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} can't be read as CSV, as issues.csv is: {error}") from error
 
 
 def _samples(folder: RunFolder, config: Config, given: np.ndarray, data_dir: str | None) -> Samples:

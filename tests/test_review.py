@@ -145,6 +145,18 @@ def test_another_ranking(run, tmp_path, capsys):
     assert "there is no ranking" in capsys.readouterr().err
     assert review.main([*arguments, str(run / "labels.csv")]) == 2
     assert "is_label_issue" in capsys.readouterr().err
+    (tmp_path / "issues.parquet").write_bytes(b"PAR1\x15\x04\xff\xfe")
+    (tmp_path / "empty.csv").touch()
+    for name in ("issues.parquet", "empty.csv"):
+        assert review.main([*arguments, str(tmp_path / name)]) == 2
+        assert f"{tmp_path / name} can't be read as CSV, as issues.csv is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("top", ["-3", "0"])
+def test_a_number_of_samples_that_is_none(run, capsys, top):
+    assert review.main([str(run), "--top", top]) == 2
+    assert f"top is {top}; it should be a whole number, at least 1" in capsys.readouterr().err
+    assert not (run / "review.html").exists()
 
 
 def test_data_that_is_gone_or_has_changed(tmp_path, monkeypatch, capsys):
