@@ -36,6 +36,8 @@ _CHANGES = (
     "time",
 )
 
+_LISTED = 10  # contradictions that a message has
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the folder and say how to train on it. Exit status 2: a user's error."""
@@ -105,7 +107,8 @@ def apply_decisions(
 ) -> Applied:
     """Apply exported decisions to the labels that they were made for.
 
-    paths: files that the review page exported; several people's, if they don't contradict each other.
+    paths: files that the review page exported; several people's, if they don't contradict each other. Unsure yields to
+        any other decision.
     run: the run's folder; None: looked for beside the files and as runs/NAME. labels: in its place the label file
         that was reviewed. output: a folder that does not exist yet; None: RUN/corrected, with a number if that is
         taken.
@@ -171,7 +174,7 @@ def _check_classes(folder: RunFolder, file: DecisionFile) -> None:
 
 def _checked(files: Sequence[DecisionFile], given: np.ndarray, where: str) -> list[Decision]:
     """All decisions, by id, if they were made for these labels and don't contradict each other."""
-    found: dict[int, Decision] = {}
+    found: dict[int, list[Decision]] = {}
     for file in files:
         if file.fingerprint != labels_digest(given) or file.num_samples != len(given):
             raise ValueError(
@@ -189,12 +192,27 @@ def _checked(files: Sequence[DecisionFile], given: np.ndarray, where: str) -> li
                     f"{decision.where}: given_label is {decision.given}; in {where} it is {given[decision.index]} for "
                     f"id {decision.index}"
                 )
-            other = found.setdefault(decision.index, decision)
-            if other.content != decision.content:
-                raise ValueError(
-                    f"{decision.where}: id {decision.index} has another decision in {other.where}; it should have one"
-                )
-    return [found[index] for index in sorted(found)]
+            found.setdefault(decision.index, []).append(decision)
+    return _agreed(found)
+
+
+def _agreed(found: dict[int, list[Decision]]) -> list[Decision]:
+    """One decision an id, by id: the first of those that are alike; unsure only where nobody is sure."""
+    agreed, contradictions = [], []
+    for index in sorted(found):
+        sure = [decision for decision in found[index] if decision.kind != "unsure"]
+        agreed.append((sure or found[index])[0])
+        if len({decision.content for decision in sure}) > 1:
+            words = (f"{decision.words} ({decision.where})" for decision in sure)
+            contradictions.append(f"id {index}: {', '.join(words)}")
+    if contradictions:
+        more = len(contradictions) - _LISTED
+        lines = contradictions[:_LISTED] + ([f"and {more} more"] if more > 0 else [])
+        ids = "1 id has" if len(contradictions) == 1 else f"{len(contradictions)} ids have"
+        raise ValueError(
+            f"{ids} decisions that contradict each other; each should have one:\n  " + "\n  ".join(lines)
+        )
+    return agreed
 
 
 def _ids(decisions: Iterable[Decision], *kinds: str) -> np.ndarray:

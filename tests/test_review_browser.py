@@ -1,7 +1,9 @@
 """The review page in a real browser: what a person sees, presses, reloads and exports."""
 
 import csv
+import io
 import json
+import re
 import time
 
 import numpy as np
@@ -331,15 +333,69 @@ def test_import_refuses_decisions_for_other_data(fresh, tmp_path, downloads):
     wrong = {
         "data": (good.replace('#fingerprint","', '#fingerprint","0'), "other data"),
         "rows": ("".join(lines[:-1]), "1 decisions; it should have 2"),
-        "words": (good.replace('"drop"', '"forget"'), "line 10 is no valid decision"),
+        "words": (
+            good.replace('"drop"', '"forget"'),
+            'line 10: decision is "forget"; it should be keep, relabel, drop or unsure',
+        ),
+        "number": (
+            good.replace("\n1,1,", "\n1.000,1,"),
+            'line 10: index is "1.000"; it should be a whole number',
+        ),
+        "label": (
+            good.replace('"keep",0', '"keep",2'),
+            "line 9: label is 2; it should be the given label (0) with keep",
+        ),
+        "class": (
+            good.replace('"keep",0,"ant"', '"keep",0,"cat"'),
+            'line 9: class is "cat" and the label beside it',
+        ),
+        "time": (
+            re.sub('"2[^"]*Z"\n$', '"11/30/2026"\n', good),
+            'time is "11/30/2026"; it should be like',
+        ),
+        "header": (good.replace('"index"', '"id"'), "line 8 is id,given_label"),
+        "cells": (good.replace(',"drop"', ""), "line 10 has 6 cells; it should have 7"),
+        "cell": ('"#format,""fastac decisions"",1"', "it should be #format and more cells, between commas"),
         "twice": (good + lines[-1].replace('"drop"', '"unsure"'), "another decision for the id 1"),
         "quote": (good + '"', "has no end"),
     }
     for name, (content, message) in wrong.items():
-        (tmp_path / f"{name}.csv").write_text(content, encoding="utf-8")
+        (tmp_path / f"{name}.csv").write_text(content, encoding="utf-8", newline="")
         find(fresh, "#import-file")[0].send_keys(str(tmp_path / f"{name}.csv"))
         wait_for(lambda message=message: message in text(fresh, "notices"), message)
         assert stored_decisions(fresh) == {}
+    (tmp_path / "latin.csv").write_bytes(good.replace('"drop"', '"é"').encode("latin-1"))
+    import_file(fresh, tmp_path / "latin.csv")
+    wait_for(
+        lambda: "latin.csv was not imported: it should be text in UTF-8" in text(fresh, "notices"),
+        "the notice",
+    )
+
+
+def test_import_takes_a_table_that_went_through_a_spreadsheet(fresh, tmp_path, downloads):
+    open_page(fresh, small_page(tmp_path / "page.html", names=("a, b", "ç; d", '"', "=e")))
+    press(fresh, "k", "d", "u", "r")
+    rows = list(csv.reader(exported(fresh, downloads, "csv").read_text("utf-8-sig").splitlines()))
+    width = max(map(len, rows)) + 1
+
+    def saved(row):
+        if row[0].startswith("#"):
+            return row + [""] * (width - len(row))
+        cells = [f"{cell}.0" if cell.isdigit() else cell.replace("keep", "Keep ") for cell in row]
+        return [*cells[::-1], "note" if row[0] == "index" else "odd"]
+
+    want = stored_decisions(fresh)
+    press(fresh, *"zzzz")
+    for encoding, separator in (("utf-8", ";"), ("utf-16", "\t")):
+        lines = io.StringIO(newline="")
+        csv.writer(lines, delimiter=separator).writerows(map(saved, rows))
+        (tmp_path / f"{encoding}.csv").write_text(lines.getvalue(), encoding=encoding, newline="")
+        import_file(fresh, tmp_path / f"{encoding}.csv")
+        wait_for(
+            lambda name=encoding: f"Imported 4 decisions from {name}" in text(fresh, "notices"), "the import"
+        )
+        assert stored_decisions(fresh) == want
+        press(fresh, "z")
 
 
 def test_an_import_that_differs_asks_whose_decisions_stay(fresh, tmp_path):

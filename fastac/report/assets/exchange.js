@@ -1,6 +1,7 @@
 // Export and import of decisions. fastac/decisions.py reads the same two formats; keep them alike.
 
 const COLUMNS = ["index", "given_label", "given_class", "decision", "label", "class", "time"];
+const NEEDED = ["index", "given_label", "decision", "label", "time"];
 // What a spreadsheet would run as a formula gets an apostrophe before it; reading takes exactly that one away.
 const FORMULA = /^[ '\u00A0\uFEFF]*[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20]/;
 const guard = (text) => FORMULA.test(text) ? `'${text}` : text;
@@ -46,8 +47,28 @@ function download(text, type, suffix) {
   announce(`Exported ${plural(decisions.size, "decision")} to ${name}`);
 }
 
+function readText(buffer) {
+  const [one, two] = new Uint8Array(buffer);
+  const encoding = one === 0xFF && two === 0xFE ? "utf-16le" : one === 0xFE && two === 0xFF ? "utf-16be" : "utf-8";
+  try {
+    return new TextDecoder(encoding, { fatal: true }).decode(buffer); // without the byte order mark
+  } catch {
+    throw new Error("it should be text in UTF-8, which spreadsheets save as “CSV UTF-8”");
+  }
+}
+
+// What a spreadsheet has put after the first cell.
+function separatorOf(text) {
+  const found = /^[ \r\n]*(?:"[^"]*"|[^",;\t\r\n]*)([,;\t])/.exec(text);
+  if (found === null) {
+    throw new Error(`it begins with ${clip(JSON.stringify(text), 80)}; it should be #format and more cells, between `
+      + "commas, semicolons or tabs");
+  }
+  return found[1];
+}
+
 // Lines of cells, as RFC 4180 has them, with the number of each one's first line.
-function parseCsv(text) {
+function parseCsv(text, separator) {
   const rows = [];
   let cells = [], cell = "", quoted = false, line = 1, start = 1;
   for (let i = 0; i < text.length; i++) {
@@ -58,7 +79,7 @@ function parseCsv(text) {
       else if (text[i + 1] === '"') { cell += '"'; i++; }
       else quoted = false;
     } else if (c === '"' && cell === "") quoted = true;
-    else if (c === ",") { cells.push(cell); cell = ""; }
+    else if (c === separator) { cells.push(cell); cell = ""; }
     else if (c === "\n" || (c === "\r" && text[i + 1] !== "\n")) {
       rows.push({ cells: [...cells, cell], line: start });
       cells = []; cell = ""; start = line;
@@ -71,29 +92,40 @@ function parseCsv(text) {
 
 function readCsv(text) {
   const head = {}, entries = [];
-  let header = false;
-  for (const { cells, line } of parseCsv(text.replace(/^\uFEFF/, ""))) {
-    const width = cells[0] === "#class_names" ? (whole(cells[1]) || 0) + 2 : COLUMNS.length;
-    while (cells.length > width && cells.at(-1) === "") cells.pop();
-    if (!header && cells[0].startsWith("#")) {
-      const value = cells[0] === "#class_names" ? cells.slice(2) : cells[1];
-      head[cells[0].slice(1)] = Array.isArray(value) ? value.map(unguard) : unguard(value ?? "");
-    } else if (!header) {
-      if (cells.join() !== COLUMNS.join()) throw new Error(`line ${line}: it should be ${COLUMNS.join(",")}`);
-      header = true;
-    } else {
-      if (cells.length !== COLUMNS.length) throw new Error(`line ${line} has ${cells.length} cells, not 7`);
-      const [index, given, , decision, label, , time] = cells;
-      entries.push({ where: `line ${line}`, index: whole(index), given_label: whole(given), decision,
-        label: label === "" ? null : whole(label), time });
-    }
+  let header = null;
+  for (const { cells, line } of parseCsv(text, separatorOf(text))) {
+    if (header !== null) entries.push(readRow(header, cells, line));
+    else if (!cells[0].startsWith("#")) header = readHeader(cells, line);
+    else if (cells[0] !== "#class_names") head[cells[0].slice(1)] = unguard(cells[1] ?? "");
+    else head.class_names = cells.slice(2, 2 + (Number(cells[1]) || 0)).map(unguard);
   }
-  return { ...head, version: whole(head.version ?? "1"), num_samples: whole(head.num_samples ?? ""),
-    rows: whole(head.rows ?? ""), entries };
+  return { ...head, num_samples: whole(head.num_samples ?? ""), rows: whole(head.rows ?? ""), entries };
 }
 
+function readHeader(cells, line) {
+  const header = cells.map((name) => name.trim().toLowerCase());
+  const times = (name) => header.filter((other) => other === name).length;
+  if (NEEDED.some((name) => times(name) !== 1) || COLUMNS.some((name) => times(name) > 1)) {
+    throw new Error(`line ${line} is ${clip(cells.join(), 200)}; it should have ${COLUMNS.join(",")}, each once`);
+  }
+  return header;
+}
+
+function readRow(header, cells, line) {
+  const named = header.findLastIndex((name) => name !== "") + 1;
+  while (cells.length > header.length && cells.at(-1) === "") cells.pop();
+  if (cells.length < named || cells.length > header.length) {
+    throw new Error(`line ${line} has ${cells.length} cells; it should have ${named}: ${header.slice(0, named).join()}`);
+  }
+  const row = Object.fromEntries(COLUMNS.map((name) => [name, cells[header.indexOf(name)]]));
+  return { ...row, where: `line ${line}`, index: whole(row.index), given_label: whole(row.given_label),
+    label: row.label === "" ? null : whole(row.label), decision: row.decision.trim().toLowerCase(),
+    classes: [["given_class", row.given_class], ["class", row.class]] };
+}
+
+// A number, or the text that is none. 74.0 is a spreadsheet's 74; 1.000 may be a thousand.
 function whole(text) {
-  return /^\d{1,15}$/.test(text) ? Number(text) : NaN;
+  return /^\s*\d{1,15}(\.00?)?\s*$/.test(text) ? Number(text) : text;
 }
 
 function readJson(text) {
@@ -112,9 +144,18 @@ function readExport(text) {
     throw new Error(`it was made for other data, of the run ${file.run}`);
   }
   const read = new Map();
-  for (const { where, index, given_label, decision, label, time } of file.entries) {
+  for (const { where, index, given_label, decision, label, time, classes = [] } of file.entries) {
     const after = { decision, label, given: given_label, time };
-    if (!validDecision(index, after)) throw new Error(`${where} is no valid decision`);
+    const wrong = wrongIn(index, after);
+    if (wrong !== null) throw new Error(`${where}: ${wrong}`);
+    // The names are for people; one that was changed without its label shows a slip.
+    for (const [i, [column, name]] of classes.entries()) {
+      const beside = [given_label, label][i], want = beside === null ? "" : names[beside];
+      if (name !== undefined && unguard(name) !== want) {
+        throw new Error(`${where}: ${column} is ${clip(JSON.stringify(name), 80)} and the label beside it is ${beside}, `
+          + `${clip(JSON.stringify(want), 80)}; change the label`);
+      }
+    }
     const position = positionOf.get(index);
     if (position !== undefined && page.given[position] !== given_label) {
       throw new Error(`${where}: given_label is ${given_label}, it should be ${page.given[position]}`);
@@ -134,9 +175,9 @@ const DIFFERENCES = 10; // that the dialog lists
 const differing = (read) => [...read.keys()].filter((id) =>
   decisions.has(id) && !sameDecision(decisions.get(id), read.get(id)));
 
-function importText(text, name) {
+function importFile(buffer, name) {
   try {
-    const read = readExport(text);
+    const read = readExport(readText(buffer));
     if (differing(read).length === 0) takeOver(read, name, false);
     else askWhose(read, name);
   } catch (error) {

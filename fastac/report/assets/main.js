@@ -137,7 +137,7 @@ function connect() {
   click("import", () => byId("import-file").click());
   byId("import-file").addEventListener("change", async (event) => {
     const [file] = event.target.files;
-    if (file) importText(await file.text(), file.name);
+    if (file) importFile(await file.arrayBuffer(), file.name);
     event.target.value = "";
   });
   click("help", () => byId("help-dialog").showModal());

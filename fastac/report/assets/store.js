@@ -10,15 +10,29 @@ let undone = [];
 let storageWorks = true;
 let changed = () => {}; // set by main.js: called with the ids whose decision changed
 
-function validDecision(id, entry) {
-  const isClass = (label) => Number.isInteger(label) && label >= 0 && label < names.length;
-  return Number.isInteger(id) && id >= 0 && id < page.num_samples && entry !== null && typeof entry === "object"
-    && typeof entry.decision === "string" && Object.hasOwn(WORDS, entry.decision) && isClass(entry.given)
-    && typeof entry.time === "string" && !Number.isNaN(Date.parse(entry.time))
-    && (entry.decision === "keep" ? entry.label === entry.given
-      : entry.decision === "relabel" ? isClass(entry.label) && entry.label !== entry.given : entry.label === null);
+// What is wrong with a decision, null where it is right. fastac/decisions.py checks the same.
+function wrongIn(id, entry) {
+  if (entry === null || typeof entry !== "object") return "it is no decision";
+  const { decision, label, given, time } = entry;
+  const below = (value, end) => Number.isInteger(value) && value >= 0 && value < end;
+  const wrong = (name, value, should) =>
+    `${name} is ${clip(JSON.stringify(value) ?? "missing", 80)}; it should be ${should}`;
+  if (!below(id, page.num_samples)) return wrong("index", id, `a whole number in [0, ${page.num_samples})`);
+  if (!below(given, names.length)) return wrong("given_label", given, `a whole number in [0, ${names.length})`);
+  if (typeof decision !== "string" || !Object.hasOwn(WORDS, decision)) {
+    return wrong("decision", decision, "keep, relabel, drop or unsure");
+  }
+  if (typeof time !== "string" || !/^\d{4}-\d\d-\d\d/.test(time) || Number.isNaN(Date.parse(time))) {
+    return wrong("time", time, "like 2026-01-31T12:00:00Z");
+  }
+  if (decision === "drop" || decision === "unsure") return label === null ? null : wrong("label", label, `empty with ${decision}`);
+  if (!below(label, names.length)) return wrong("label", label, `a whole number in [0, ${names.length})`);
+  if ((label === given) === (decision === "keep")) return null;
+  return wrong("label", label, `${decision === "keep" ? "the given label" : "another label than the given one"} (${given}) `
+    + `with ${decision}`);
 }
 
+const validDecision = (id, entry) => wrongIn(id, entry) === null;
 const sameDecision = (one, other) => one.decision === other.decision && one.label === other.label;
 
 function place(id, entry) {
