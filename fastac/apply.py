@@ -36,6 +36,7 @@ _CHANGES = (
     "time",
 )
 
+_LABELS = ("index", "label", "class", "path")
 _LISTED = 10  # contradictions that a message has
 
 
@@ -113,9 +114,10 @@ def apply_decisions(
         that was reviewed. output: a folder that does not exist yet; None: RUN/corrected, with a number if that is
         taken.
 
-    Writes labels.csv (index, label) for `fastac.train --labels`, exclude.csv (index) for `--exclude`: what is dropped
-    now and what the run left out before, unless it is kept or relabelled now; and changes.csv. Raises
-    FileNotFoundError or ValueError, and nothing written, for decisions that are wrong or made for other data.
+    Writes labels.csv (index, label, class and, of a run on image files, path as in its issues.csv) for `fastac.train
+    --labels`, exclude.csv (index) for `--exclude`: what is dropped now and what the run left out before, unless it is
+    kept or relabelled now; and changes.csv. Raises FileNotFoundError or ValueError, and nothing written, for decisions
+    that are wrong or made for other data.
     """
     files = [read_decisions(Path(path)) for path in paths]
     head = files[0]
@@ -138,7 +140,8 @@ def apply_decisions(
             corrected[decision.index] = decision.label
     dropped, decided = _ids(decisions, "drop"), _ids(decisions, "keep", "relabel")
     excluded = np.union1d(np.setdiff1d(excluded, decided), dropped).astype(np.int64)
-    place = _write(_places(output, folder), corrected, excluded, decisions, head.class_names)
+    rows = _label_rows(corrected, head.class_names, None if folder is None else _paths(folder))
+    place = _write(_places(output, folder), rows, excluded, decisions, head.class_names)
     counts = dict(Counter(decision.kind for decision in decisions))
     return Applied(place, counts, int((corrected != given).sum()), len(excluded), folder, config)
 
@@ -234,7 +237,7 @@ def _places(output: Path | None, folder: RunFolder | None) -> list[Path]:
 
 def _write(
     places: list[Path],
-    labels: np.ndarray,
+    labels: list[list[Any]],
     excluded: np.ndarray,
     decisions: Sequence[Decision],
     class_names: Sequence[str],
@@ -245,7 +248,7 @@ def _write(
     draft = parent / f".new-{uuid.uuid4().hex}"
     draft.mkdir()
     try:
-        _write_csv(draft / "labels.csv", ("index", "label"), enumerate(labels.tolist()))
+        _write_csv(draft / "labels.csv", _LABELS[: len(labels[0])], labels)
         _write_csv(draft / "exclude.csv", ("index",), ([i] for i in excluded.tolist()))
         changes = (_change(decision, class_names) for decision in decisions)
         _write_csv(draft / "changes.csv", _CHANGES, (row for row in changes if row))
@@ -256,6 +259,29 @@ def _write(
         raise ValueError(f"output was {str(places[0])!r}, which exists; it should be a new folder")
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _label_rows(
+    labels: np.ndarray, class_names: Sequence[str], paths: dict[int, str] | None
+) -> list[list[Any]]:
+    """The rows of labels.csv; no fourth cell where there are no paths."""
+    names = [guard_cell(name) for name in class_names]
+    rows = [[index, label, names[label]] for index, label in enumerate(labels.tolist())]
+    return [[*row, paths.get(row[0], "")] for row in rows] if paths else rows
+
+
+def _paths(folder: RunFolder) -> dict[int, str]:
+    """The samples' files by id, as the cells of issues.csv have them, guarded; none where the data is no files."""
+    if not folder.issues.is_file():
+        return {}
+    with open(folder.issues, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if "path" not in (rows.fieldnames or ()):
+            return {}
+        try:
+            return {int(row["index"]): row["path"] or "" for row in rows}
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(f"{folder.issues}, line {rows.line_num} can't be read: {error!r}") from error
 
 
 def _change(decision: Decision, class_names: Sequence[str]) -> list[Any]:

@@ -108,10 +108,38 @@ def test_labels_that_were_no_runs(tmp_path):
     np.save(tmp_path / "labels.npy", LABELS)
     file = decisions_json(tmp_path / "decisions.json", LABELS, decisions=ALL)
     applied = apply_decisions([file], labels=str(tmp_path / "labels.npy"), output=tmp_path / "new")
-    assert rows_of(applied.output / "labels.csv")[2] == ["1", "3"]
+    assert rows_of(applied.output / "labels.csv")[:3] == [
+        ["index", "label", "class"],
+        ["0", "0", "ant"],
+        ["1", "3", "dog"],
+    ]
     assert "to train on them" not in applied.text()
     with pytest.raises(ValueError, match="output was not given"):
         apply_decisions([file], labels=str(tmp_path / "labels.npy"))
+
+
+def test_labels_come_with_their_class_and_file(run, tmp_path):
+    names = ("ant", "=bee", "cat", "dog")
+    order = [3, 1, *range(4, 10), 0]  # 2 is missing
+    issues = [["index", "label_quality", "path"], *([i, 0.5, f"'=a/{i}, ü.png"] for i in order)]
+    with open(run / "issues.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(issues)
+    file = decisions_json(tmp_path / "d.json", LABELS, names, decisions=[(3, "relabel", 1)])
+    corrected = apply_decisions([file], run=run).output / "labels.csv"
+    rows = rows_of(corrected)
+    assert rows[0] == ["index", "label", "class", "path"]
+    assert rows[1:5] == [
+        ["0", "0", "ant", "'=a/0, ü.png"],
+        ["1", "1", "'=bee", "'=a/1, ü.png"],
+        ["2", "2", "cat", ""],
+        ["3", "1", "'=bee", "'=a/3, ü.png"],
+    ]
+    assert read_label_file(str(corrected), num_samples=10, num_classes=4)[3] == 1
+    (run / "issues.csv").write_text("index,path\nx,a.png\n")
+    with pytest.raises(ValueError, match=r"issues.csv, line 2 can't be read: ValueError"):
+        apply_decisions([file], run=run)
+    (run / "issues.csv").write_text("index,label_quality\n0,0.5\n")
+    assert rows_of(apply_decisions([file], run=run).output / "labels.csv")[0] == ["index", "label", "class"]
 
 
 def test_two_peoples_files_and_what_the_run_left_out_before(run, tmp_path):

@@ -581,7 +581,7 @@ def test_from_a_run_to_the_page_to_labels_to_a_run(fresh, tmp_path, downloads, m
     assert "--noise none" in said  # the corrected labels hold the noise that was left
     corrected = tmp_path / "first" / "corrected"
     given = np.loadtxt(tmp_path / "first" / "labels.csv", delimiter=",", skiprows=1, dtype=int)[:, 1]
-    labels = np.loadtxt(corrected / "labels.csv", delimiter=",", skiprows=1, dtype=int)[:, 1]
+    labels = np.loadtxt(corrected / "labels.csv", delimiter=",", skiprows=1, dtype=int, usecols=1)
     exclude = np.loadtxt(corrected / "exclude.csv", skiprows=1, dtype=int, ndmin=1)
     changed = {d.index: d.label for d in read_decisions(file).decisions if d.kind == "relabel"}
     assert set(np.flatnonzero(labels != given)) == set(changed)
