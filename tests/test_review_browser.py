@@ -194,6 +194,75 @@ def test_sorting_and_filters(fresh, tmp_path):
     assert len(find(fresh, "#pairs li")) == 4
 
 
+def test_finding_and_the_flagged(fresh, tmp_path):
+    paths = [f"Set/{'ab'[i % 2]}/im{i:02}.png" for i in range(12)]
+    open_page(fresh, small_page(tmp_path / "page.html", columns={"path": paths}))
+    press(fresh, "/")
+    box = fresh.switch_to.active_element
+    assert box.accessible_name == "Find by id or path"
+    for typed, want in (
+        ("SET/B", [1, 3, 5, 7, 9, 11]),
+        ("5", [5]),
+        ("#3", [3]),
+        ("im1", [10, 11]),
+        ("1", [1, 10, 11]),  # an id, and parts of paths
+        ("nowhere", []),
+    ):
+        box.clear()
+        box.send_keys(typed)
+        assert shown_ids(fresh) == want
+    assert [chip.text for chip in find(fresh, "#chips button .name")] == ["found: nowhere"]
+    find(fresh, "#filter-clear")[0].click()
+    assert box.get_property("value") == ""
+    choose(fresh, "filter-flagged", "1")
+    assert shown_ids(fresh) == list(range(8))
+    choose(fresh, "filter-flagged", "0")
+    assert shown_ids(fresh) == [8, 9, 10, 11]
+    box.send_keys("b/", keys().ENTER, "k")  # back in the gallery
+    assert shown_ids(fresh) == [9, 11]
+    assert stored_decisions(fresh) == {9: ("keep", 1)}
+
+
+def test_all_suggestions_shown_are_accepted_at_once(fresh, tmp_path):
+    given = np.arange(12) % 4
+    suggested = [None if i == 1 else given[i] if i == 2 else (given[i] + 1) % 4 for i in range(12)]
+    page = tmp_path / "page.html"
+    write_review_page(page, ranking(given, suggested, 8), class_names=list("abcd"), labels=given)
+    open_page(fresh, page)
+    press(fresh, "d")
+    choose(fresh, "filter-flagged", "1")
+    press(fresh, "a")
+    (dialog,) = find(fresh, "#accept-dialog[open]")
+    assert dialog.accessible_name == "Accept all suggestions shown?"
+    assert "Of 8 samples shown 5 are undecided and have a suggestion." in dialog.text
+    assert fresh.switch_to.active_element.text == "Cancel"
+    fresh.switch_to.active_element.send_keys(keys().ENTER)
+    wait_for(lambda: not find(fresh, "#accept-dialog[open]"), "the dialog to close")
+    assert stored_decisions(fresh) == {0: ("drop", None)}
+    find(fresh, "#accept")[0].click()
+    (accept,) = find(fresh, "#accept-all")
+    assert accept.text == "Relabel 5 samples"
+    accept.click()
+    wait_for(lambda: "Relabelled 5 samples to the suggested class" in text(fresh, "notices"), "the notice")
+    want = {0: ("drop", None)} | {i: ("relabel", (i + 1) % 4) for i in range(3, 8)}
+    assert stored_decisions(fresh) == want
+    press(fresh, "a")
+    assert "No sample shown is undecided and has a suggestion." in find(fresh, "#accept-text")[0].text
+    assert not find(fresh, "#accept-all")[0].is_enabled()
+    fresh.switch_to.active_element.send_keys(keys().ESCAPE)
+    press(fresh, "z")
+    assert stored_decisions(fresh) == {0: ("drop", None)}
+    assert text(fresh, "live") == "Undone: 5 decisions. 1 of 12 decided"
+    press(fresh, "Z")
+    assert stored_decisions(fresh) == want
+    find(fresh, "#filter-clear")[0].click()
+    press(fresh, "a")
+    assert (
+        "Of 12 samples shown, all on this page as no filter is set, 4 are"
+        in find(fresh, "#accept-text")[0].text
+    )
+
+
 def test_many_classes_have_a_list_of_pairs_in_place_of_the_heat_map(fresh, tmp_path):
     names = [f"class number {k}" for k in range(1000)]
     open_page(fresh, small_page(tmp_path / "page.html", 90, names=names))

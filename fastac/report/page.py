@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["checked_top", "default_top", "write_review_page"]
 
-_SCRIPTS = ("page", "store", "exchange", "filters", "charts", "gallery", "detail", "main")
+_SCRIPTS = ("page", "store", "exchange", "filters", "charts", "gallery", "detail", "bulk", "main")
 _FEWEST, _MOST = 100, 5000
 _LONGEST_TEXT = 20_000  # characters of a sample's text that the page carries
 _EPOCHS = 60  # points of a history that the page carries

@@ -86,7 +86,8 @@ function undoRedo(back) {
   const spot = ids.length ? view.indexOf(positionOf.get(ids[0]) ?? -1) : -1;
   if (spot >= 0) select(spot);
   announce(ids.length === 0 ? `Nothing to ${back ? "undo" : "redo"}`
-    : `${back ? "Undone" : "Redone"}: ${spot >= 0 ? describe(view[spot]) : plural(ids.length, "decision")}. ${progressText()}`);
+    : `${back ? "Undone" : "Redone"}: ${spot >= 0 && ids.length === 1 ? describe(view[spot]) : plural(ids.length, "decision")}. `
+      + progressText());
 }
 
 // ---- the chooser: any class, found by typing

@@ -72,8 +72,15 @@ const MOVES = {
 };
 const ACTIONS = {
   k: () => take("keep"), r: relabelToSuggested, c: openChooser, d: () => take("drop"), u: () => take("unsure"),
-  x: () => take(null), z: (event) => undoRedo(!event.shiftKey), "?": () => byId("help-dialog").showModal(),
+  x: () => take(null), z: (event) => undoRedo(!event.shiftKey), a: openAccept, "/": openFind,
+  "?": () => byId("help-dialog").showModal(),
 };
+
+function openFind() {
+  if (!byId("filter-find").checkVisibility()) byId("filters-toggle").click();
+  byId("filter-find").focus();
+  byId("filter-find").select();
+}
 
 // Letters as keys, whatever Caps Lock says; in Cyrillic, Greek and other scripts by the key's place.
 function keyOf(event) {
@@ -110,6 +117,7 @@ const HELP = [
   ["K", "keep the given label"], ["R or Enter", "relabel to the suggested class"], ["C", "choose another class"],
   ...(DIGITS.size ? [[[...DIGITS.keys()].sort().join(" "), `relabel to the class of that ${
     [...DIGITS].every(([digit, label]) => names[label].trim() === digit) ? "name" : "number"}`]] : []),
+  ["A", "accept all suggestions shown (asks first)"], ["/", "find a sample"],
   ["D", "drop: leave the sample out of training"], ["U", "unsure: leave the label as it is"], ["X", "undecided again"],
   ["Z or Ctrl+Z", "undo"], ["Shift+Z or Ctrl+Y", "redo"], ["?", "this help"],
 ];
@@ -132,6 +140,7 @@ function connect() {
   const click = (id, action) => byId(id).addEventListener("click", action);
   click("undo", () => undoRedo(true));
   click("redo", () => undoRedo(false));
+  click("accept", openAccept);
   click("export-csv", () => download(exportCsv(), "text/csv;charset=utf-8", "csv"));
   click("export-json", () => download(exportJson(), "application/json", "json"));
   click("import", () => byId("import-file").click());

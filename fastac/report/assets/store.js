@@ -61,11 +61,15 @@ function travel(back) {
   return ids;
 }
 
-function decide(position, decision, label = null) {
-  const id = page.index[position], given = page.given[position];
+function entryFor(position, decision, label) {
+  const given = page.given[position];
   if (decision === "relabel" && label === given) decision = "keep";
   if (decision === "keep") label = given;
-  const after = decision === null ? null : { decision, label, given, time: now() };
+  return { decision, label, given, time: now() };
+}
+
+function decide(position, decision, label = null) {
+  const id = page.index[position], after = decision === null ? null : entryFor(position, decision, label);
   const before = decisions.get(id) ?? null;
   if (before === null && after === null) return;
   commit([{ id, before, after }]);
