@@ -20,7 +20,8 @@ import numpy as np
 
 from fastac.config import Config, read_config
 from fastac.data import labels_digest, read_id_file, read_label_file
-from fastac.decisions import KINDS, Decision, DecisionFile, guard_cell, read_decisions
+from fastac.decisions import KINDS, Decision, DecisionFile, guard_cell, read_decisions, write_decisions
+from fastac.earlier import EARLIER
 from fastac.run import RunFolder
 
 __all__ = ["Applied", "apply_decisions", "main"]
@@ -85,6 +86,7 @@ class Applied:
         lines.append(f"  labels.csv   the labels, {self.changed} of them changed")
         lines.append(f"  exclude.csv  {self.excluded} samples to leave out of training")
         lines.append("  changes.csv  every change, with its old label")
+        lines.append(f"  {EARLIER}  all decisions, for the review of a run on these labels")
         if self.run is not None and self.config is not None:
             command = retrain_command(self.run, self.config, self.output, excluded=self.excluded > 0)
             lines.append(f"to train on them, started as the run was: {command}")
@@ -116,7 +118,8 @@ def apply_decisions(
 
     Writes labels.csv (index, label, class and, of a run on image files, path as in its issues.csv) for `fastac.train
     --labels`, exclude.csv (index) for `--exclude`: what is dropped now and what the run left out before, unless it is
-    kept or relabelled now; and changes.csv. Raises FileNotFoundError or ValueError, and nothing written, for decisions
+    kept or relabelled now; changes.csv; and decisions.json, all decisions, which the review of a run that is trained on
+    labels.csv takes over. Raises FileNotFoundError or ValueError, and nothing written, for decisions
     that are wrong or made for other data.
     """
     files = [read_decisions(Path(path)) for path in paths]
@@ -139,11 +142,16 @@ def apply_decisions(
         if decision.kind == "relabel":
             corrected[decision.index] = decision.label
     dropped, decided = _ids(decisions, "drop"), _ids(decisions, "keep", "relabel")
-    excluded = np.union1d(np.setdiff1d(excluded, decided), dropped).astype(np.int64)
-    rows = _label_rows(corrected, head.class_names, None if folder is None else _paths(folder))
-    place = _write(_places(output, folder), rows, excluded, decisions, head.class_names)
+    left_out = np.union1d(np.setdiff1d(excluded, decided), dropped).astype(np.int64)
+    new = [d for d in decisions if d.kind == "relabel" or (d.kind == "drop" and d.index not in excluded)]
+    tables = {
+        "labels.csv": _labels(corrected, head.class_names, {} if folder is None else _paths(folder)),
+        "exclude.csv": [("index",), *([i] for i in left_out.tolist())],
+        "changes.csv": [_CHANGES, *(_change(decision, head.class_names) for decision in new)],
+    }
+    place = _write(_places(output, folder), tables, head, decisions)
     counts = dict(Counter(decision.kind for decision in decisions))
-    return Applied(place, counts, int((corrected != given).sum()), len(excluded), folder, config)
+    return Applied(place, counts, int((corrected != given).sum()), len(left_out), folder, config)
 
 
 # ---- what the decisions are about
@@ -237,21 +245,19 @@ def _places(output: Path | None, folder: RunFolder | None) -> list[Path]:
 
 def _write(
     places: list[Path],
-    labels: list[list[Any]],
-    excluded: np.ndarray,
+    tables: dict[str, list[Sequence[Any]]],
+    head: DecisionFile,
     decisions: Sequence[Decision],
-    class_names: Sequence[str],
 ) -> Path:
-    """The files, in the first of `places` that does not exist; whole or not at all."""
+    """The files, in the first of `places` that does not exist; whole or not at all. tables: rows, the header first."""
     parent = places[0].absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     draft = parent / f".new-{uuid.uuid4().hex}"
     draft.mkdir()
     try:
-        _write_csv(draft / "labels.csv", _LABELS[: len(labels[0])], labels)
-        _write_csv(draft / "exclude.csv", ("index",), ([i] for i in excluded.tolist()))
-        changes = (_change(decision, class_names) for decision in decisions)
-        _write_csv(draft / "changes.csv", _CHANGES, (row for row in changes if row))
+        for name, (columns, *rows) in tables.items():
+            _write_csv(draft / name, columns, rows)
+        write_decisions(draft / EARLIER, head, decisions)
         for place in places:
             if not place.exists():
                 draft.rename(place)
@@ -261,13 +267,13 @@ def _write(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _label_rows(
-    labels: np.ndarray, class_names: Sequence[str], paths: dict[int, str] | None
-) -> list[list[Any]]:
-    """The rows of labels.csv; no fourth cell where there are no paths."""
+def _labels(labels: np.ndarray, class_names: Sequence[str], paths: dict[int, str]) -> list[Sequence[Any]]:
+    """labels.csv; no fourth column where there are no paths."""
     names = [guard_cell(name) for name in class_names]
     rows = [[index, label, names[label]] for index, label in enumerate(labels.tolist())]
-    return [[*row, paths.get(row[0], "")] for row in rows] if paths else rows
+    if not paths:
+        return [_LABELS[:3], *rows]
+    return [_LABELS, *([*row, paths.get(row[0], "")] for row in rows)]
 
 
 def _paths(folder: RunFolder) -> dict[int, str]:
@@ -285,9 +291,7 @@ def _paths(folder: RunFolder) -> dict[int, str]:
 
 
 def _change(decision: Decision, class_names: Sequence[str]) -> list[Any]:
-    """A row of changes.csv; empty where the label stays as it is."""
-    if decision.kind not in ("relabel", "drop"):
-        return []
+    """A row of changes.csv: a relabelled or dropped sample."""
     new = decision.label
     names = [class_names[decision.given], "" if new is None else class_names[new]]
     cells = [*names, decision.kind, decision.source, decision.time]

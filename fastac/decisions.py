@@ -7,12 +7,21 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["KINDS", "Decision", "DecisionFile", "guard_cell", "read_decisions", "unguard_cell"]
+__all__ = [
+    "KINDS",
+    "Decision",
+    "DecisionFile",
+    "guard_cell",
+    "read_decisions",
+    "unguard_cell",
+    "write_decisions",
+]
 
 KINDS = ("keep", "relabel", "drop", "unsure")
 
@@ -49,6 +58,10 @@ class Decision:
     @property
     def words(self) -> str:
         return self.kind if self.kind != "relabel" else f"relabel to {self.label}"
+
+    def entry(self) -> dict[str, Any]:
+        """As the JSON format has it, without the id."""
+        return {"given_label": self.given, "decision": self.kind, "label": self.label, "time": self.time}
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,23 @@ def read_decisions(path: Path) -> DecisionFile:
     return DecisionFile(
         path, head["fingerprint"], head["num_samples"], names, head["run"], tuple(found.values())
     )
+
+
+def write_decisions(path: Path, file: DecisionFile, decisions: Sequence[Decision]) -> None:
+    """Write `decisions` about the data of `file` as JSON that `read_decisions` and the page read."""
+    head = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "fingerprint": file.fingerprint,
+        "num_samples": file.num_samples,
+        "class_names": file.class_names,
+        "run": file.run,
+        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rows": len(decisions),
+    }
+    rows = ",\n  ".join(json.dumps({"index": decision.index, **decision.entry()}) for decision in decisions)
+    text = json.dumps({**head, "decisions": []}, ensure_ascii=False, indent=1)
+    path.write_text(text.replace("[]\n}", f"[\n  {rows}\n ]\n}}\n" if rows else "[]\n}\n"), encoding="utf-8")
 
 
 # ---- the two formats: a head, and rows with their place in the file

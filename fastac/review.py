@@ -15,10 +15,11 @@ import numpy as np
 
 from fastac.config import Config, read_config
 from fastac.data import EncodedImages, Samples, UnreadableImageError
+from fastac.earlier import EARLIER, earlier_decisions, find_earlier
 from fastac.history import ScoreHistory
 from fastac.issues.exports import read_csv
 from fastac.report.offsets import TopOffsets
-from fastac.report.page import checked_top, default_top, write_review_page
+from fastac.report.page import checked_top, clean_names, default_top, write_review_page
 from fastac.run import RunFolder
 from fastac.training_data import load_data
 
@@ -43,6 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="another ranking of the run's labels (default: RUN/issues.csv)",
     )
+    parser.add_argument(
+        "--decisions",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="what was decided before, to start with: files that a page exported or that fastac.apply left (default: "
+        f"the {EARLIER} beside the labels.csv that the run was trained on, where there is one)",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="the page (default: RUN/review.html)")
     parser.add_argument("--data-dir", help="where the data set's files are now (default: where they were)")
     parser.add_argument("--no-open", action="store_true", help="don't open the page in a browser")
@@ -52,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.run,
             top=options.top,
             issues=options.issues,
+            decisions=options.decisions,
             output=options.output,
             data_dir=options.data_dir,
         )
@@ -71,6 +81,7 @@ def review(
     *,
     top: int | None = None,
     issues: Path | None = None,
+    decisions: Sequence[Path] | None = None,
     output: Path | None = None,
     data_dir: str | None = None,
 ) -> Path:
@@ -86,6 +97,8 @@ def review(
     given, ranking = folder.read_labels(), _ranking(folder, issues)
     samples = _samples(folder, config, given, data_dir)
     shown = ranking.head(default_top(ranking) if top is None else top)
+    paths = find_earlier(config) if decisions is None else decisions
+    earlier, changed = earlier_decisions(paths, given, clean_names(samples.class_names))
     flagged = int(ranking["is_label_issue"].sum())
     name, c = str(config.run.name), config
     page = folder.review if output is None else Path(output)
@@ -99,11 +112,17 @@ def review(
         history=ScoreHistory(folder.history).read(shown["index"].to_numpy()),
         title=f"Label review: {name}",
         subtitle=f"{c.data.dataset}, {c.model.model}, {c.loss.loss}, seed {c.run.seed}: {flagged:,} of {len(given):,} "
-        f"labels flagged, the {len(shown):,} most suspicious shown",
+        f"labels flagged, the {len(shown):,} most suspicious shown{_before(len(earlier), changed)}",
         run=name,
         top=len(shown),
+        decisions=earlier,
     )
     return page
+
+
+def _before(holding: int, changed: int) -> str:
+    words = f"; {holding:,} decided before" if holding else ""
+    return words + (f", {changed:,} others about labels that have changed since" if changed else "")
 
 
 def _ranking(folder: RunFolder, other: Path | None) -> pd.DataFrame:

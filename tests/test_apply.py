@@ -79,7 +79,18 @@ def test_decisions_become_labels(run, tmp_path, kind):
         ["9", "1", "0", "bee", "ant", "relabel", file.name, "2026-01-31T12:00:00+00:00"],
     ]
     assert applied.counts == {"keep": 1, "relabel": 2, "drop": 1, "unsure": 1}
-    assert sorted(p.name for p in applied.output.iterdir()) == ["changes.csv", "exclude.csv", "labels.csv"]
+    assert sorted(p.name for p in applied.output.iterdir()) == [
+        "changes.csv",
+        "decisions.json",
+        "exclude.csv",
+        "labels.csv",
+    ]
+    left, exported = read_decisions(applied.output / "decisions.json"), read_decisions(file)
+    assert [(d.index, d.given, d.content, d.time) for d in left.decisions] == [
+        (d.index, d.given, d.content, d.time) for d in exported.decisions
+    ]
+    head = ("fingerprint", "num_samples", "class_names", "run")
+    assert [getattr(left, name) for name in head] == [getattr(exported, name) for name in head]
 
 
 def test_the_command_says_how_to_train_on(run, tmp_path, capsys, monkeypatch):
@@ -149,6 +160,9 @@ def test_two_peoples_files_and_what_the_run_left_out_before(run, tmp_path):
     two = exported_csv(tmp_path / "two.csv", decisions=[(1, "drop", None), (7, "unsure", None)])
     applied = apply_decisions([one, two], run=run)
     assert read_id_file(applied.output / "exclude.csv", num_samples=10).tolist() == [1, 4, 7]
+    again = decisions_json(tmp_path / "again.json", LABELS, decisions=[(4, "drop", None), (5, "drop", None)])
+    changes = rows_of(apply_decisions([again], run=run).output / "changes.csv")
+    assert [row[0] for row in changes[1:]] == ["5"]  # 4 was left out before
     assert [row[6] for row in rows_of(applied.output / "changes.csv")[1:]] == ["one.json"]
 
 

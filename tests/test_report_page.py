@@ -6,16 +6,18 @@ import html.parser
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from review_pages import CLASSES, NASTY, ranking, small_page
+from review_pages import CLASSES, NASTY, decisions_json, ranking, small_page
 
 from fastac import AlphaTable
 from fastac.data import labels_digest
+from fastac.decisions import read_decisions
 from fastac.report import write_review_page
 from fastac.report.offsets import top_offsets
 from fastac.report.page import default_top
@@ -233,6 +235,28 @@ def test_texts_and_images_are_by_position_or_id(tmp_path):
     assert content(small_page(path, 6, texts=some, top=2))["text"] == texts[:2]
     with pytest.raises(ValueError, match="texts has nothing for id 2; it should have all samples"):
         small_page(path, 6, texts=some, top=3)
+
+
+def test_decisions_that_the_page_starts_with(tmp_path):
+    given = np.arange(12) % 4
+    decided = read_decisions(
+        decisions_json(tmp_path / "d.json", given, decisions=[(1, "keep", 1), (11, "relabel", 0)])
+    ).decisions
+    page = content(small_page(tmp_path / "page.html", top=3, decisions=decided))
+    time = "2026-01-31T12:00:00+00:00"
+    assert page["earlier"]["decisions"] == [
+        [1, {"decision": "keep", "label": 1, "given": 1, "time": time}],
+        [11, {"decision": "relabel", "label": 0, "given": 3, "time": time}],  # not shown, but exported
+    ]
+    other = content(small_page(tmp_path / "page.html", decisions=decided[:1]))["earlier"]
+    assert other["key"] != page["earlier"]["key"]
+    assert content(small_page(tmp_path / "page.html"))["earlier"] is None
+    with pytest.raises(ValueError, match="decisions has given_label 3 for id 11; it should be as in labels"):
+        small_page(tmp_path / "page.html", n=10, decisions=decided)
+    with pytest.raises(ValueError, match="decisions has given_label 2 for id 1"):
+        small_page(tmp_path / "page.html", decisions=[replace(decided[0], given=2)])
+    with pytest.raises(ValueError, match="decisions has the label 4"):
+        small_page(tmp_path / "page.html", decisions=[replace(decided[1], label=4)])
 
 
 def test_how_many_are_shown(tmp_path):

@@ -106,10 +106,12 @@ def exported(browser, downloads, kind):
     return wait_for(whole, "the download")
 
 
-def stored_decisions(browser):
+def stored_decisions(browser, run=""):
     """What the page would export, by id."""
     state = browser.execute_script(
-        "return Object.keys(localStorage).filter((k) => k.startsWith('fastac-review:')).map((k) => localStorage[k])"
+        "return Object.keys(localStorage).filter((k) => k.startsWith('fastac-review:') && k.endsWith(arguments[0]))"
+        ".map((k) => localStorage[k])",
+        run,
     )
     assert len(state) == 1
     return {i: (d["decision"], d["label"]) for i, d in json.loads(state[0])["decisions"]}
@@ -544,6 +546,28 @@ def test_caps_lock_and_other_scripts(fresh, tmp_path):
     assert stored_decisions(fresh) == want
 
 
+def test_earlier_decisions_are_there_at_once_and_taken_over_once(fresh, tmp_path):
+    given = np.arange(12) % 4
+    rows = [(0, "keep", 0), (1, "unsure", None), (11, "drop", None)]
+    decided = read_decisions(decisions_json(tmp_path / "d.json", given, decisions=rows)).decisions
+    path = small_page(tmp_path / "page.html", top=8)
+    open_page(fresh, path)
+    press(fresh, "d")  # of one's own, before the page was written with what was decided earlier
+    small_page(path, top=8, decisions=decided)
+    open_page(fresh, path)
+    assert [e.text for e in find(fresh, ".notice span")] == [
+        "Taken over from an earlier review: 2 decisions."
+    ]
+    want = {0: ("drop", None), 1: ("unsure", None), 11: ("drop", None)}
+    assert stored_decisions(fresh) == want
+    assert [b.text for b in find(fresh, ".card .badge")] == ["dropped", "unsure"]
+    press(fresh, keys().HOME, keys().ARROW_RIGHT, "x")
+    open_page(fresh, path)
+    del want[1]  # undecided again, and stays so
+    assert stored_decisions(fresh) == want
+    assert find(fresh, ".notice") == []
+
+
 def test_five_thousand_samples_stay_few_in_the_document(fresh, tmp_path):
     from selenium.webdriver.common.by import By
 
@@ -667,6 +691,11 @@ def test_from_a_run_to_the_page_to_labels_to_a_run(fresh, tmp_path, downloads, m
         exclude=str(corrected / "exclude.csv"),
     )
     train(again, create=runs.linear)
+    open_page(fresh, review(tmp_path / "second", top=30))
+    decided = {d.index: d for d in read_decisions(file).decisions}
+    want = {i: ("keep" if d.kind == "relabel" else d.kind, d.label) for i, d in decided.items()}
+    assert len(want) == 6
+    assert stored_decisions(fresh, "second") == want
     with open(tmp_path / "second" / "labels.csv", newline="") as rows:
         assert [int(row["given_label"]) for row in csv.DictReader(rows)] == labels.tolist()
     with open(tmp_path / "second" / "dynamics.csv", newline="") as rows:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastac.data.label_files import labels_digest
+from fastac.decisions import Decision
 from fastac.extras import require
 from fastac.report.offsets import TopOffsets, top_offsets
 from fastac.report.thumbnails import thumbnail_side, thumbnail_uri
@@ -28,7 +29,7 @@ from fastac.report.thumbnails import thumbnail_side, thumbnail_uri
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["checked_top", "default_top", "write_review_page"]
+__all__ = ["checked_top", "clean_names", "default_top", "write_review_page"]
 
 _SCRIPTS = ("page", "store", "exchange", "filters", "charts", "gallery", "detail", "bulk", "main")
 _FEWEST, _MOST = 100, 5000
@@ -51,6 +52,7 @@ def write_review_page(
     subtitle: str = "",
     run: str = "review",
     top: int | None = None,
+    decisions: Sequence[Decision] = (),
 ) -> None:
     """Write the page on which a person goes through the most suspicious samples.
 
@@ -70,6 +72,7 @@ def write_review_page(
     alpha: for bars, AC1's α, (N, K), as array, tensor or AlphaTable, or TopOffsets; AC2's (N,) adds nothing.
     history: a score by epoch: arrays `index` (n,) ids, `epoch` (E,), `score` (E, n); NaN where it is not known.
     title, subtitle: over the page. run: the run's name; browsers keep the decisions by fingerprint and this name.
+    decisions: what was decided before, as fastac.decisions.read_decisions has it: the page starts with it.
     top: how many samples; None: as many as are flagged, at least 100 and at most 5,000.
 
     Raises ValueError for arguments that do not fit each other.
@@ -88,15 +91,21 @@ def write_review_page(
         "fingerprint": fingerprint,
         "storage_key": f"{fingerprint[:32]}:{_clean(run, 200)}",
         "num_samples": len(given),
-        "class_names": [_clean(name) for name in class_names],
+        "class_names": clean_names(class_names),
         **_columns(shown),
         **_pictures(image, ids),
         "text": None if text is None else [_clean(text(i), _LONGEST_TEXT) for i in ids.tolist()],
         "alpha": _alpha(alpha, shown, ids, len(given), len(class_names)),
         "history": _history(history, ids),
+        "earlier": _earlier(decisions, given, len(class_names)),
     }
     page["has_pictures"] = page["image"] is not None or page["text"] is not None
     _write(Path(path), _document(page))
+
+
+def clean_names(class_names: Sequence[str]) -> list[str]:
+    """The class names as pages have them."""
+    return [_clean(name) for name in class_names]
 
 
 def default_top(issues: pd.DataFrame) -> int:
@@ -258,6 +267,22 @@ def _history(history: Mapping[str, Any] | None, ids: np.ndarray) -> dict[str, An
         "epoch": epoch[points].tolist(),
         "score": [None if p < 0 else _numbers(score[points, p].astype(float), 4) for p in places.tolist()],
     }
+
+
+def _earlier(decisions: Sequence[Decision], given: np.ndarray, num_classes: int) -> dict[str, Any] | None:
+    """Decisions, and a key by which a browser knows that it has taken them over."""
+    for decision in decisions:
+        if not 0 <= decision.index < len(given) or decision.given != given[decision.index]:
+            raise ValueError(
+                f"decisions has given_label {decision.given} for id {decision.index}; it should be as in labels"
+            )
+        if decision.label is not None and not 0 <= decision.label < num_classes:
+            raise ValueError(f"decisions has the label {decision.label}; it should be in [0, {num_classes})")
+    entries = [
+        [d.index, {"decision": d.kind, "label": d.label, "given": d.given, "time": d.time}] for d in decisions
+    ]
+    key = hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+    return {"key": key, "decisions": entries} if entries else None
 
 
 def _places(index: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -175,6 +175,7 @@ byId("title").textContent = page.title;
 byId("subtitle").textContent = byId("subtitle").title = page.subtitle;
 showTheme();
 readFromBrowser();
+takeEarlier();
 connect();
 buildFilters();
 buildPairs();

@@ -7,6 +7,7 @@ const STEPS_KEPT = 200;
 const decisions = new Map();
 let done = []; // steps that can be undone; a step is a list of { id, before, after }
 let undone = [];
+let earlierTaken = null; // the key of the earlier decisions that are among them
 let storageWorks = true;
 let changed = () => {}; // set by main.js: called with the ids whose decision changed
 
@@ -81,7 +82,8 @@ function now() {
 
 function keepInBrowser() {
   if (!storageWorks) return;
-  const write = (steps) => localStorage.setItem(STORAGE_KEY, JSON.stringify({ decisions: [...decisions], ...steps }));
+  const write = (steps) => localStorage.setItem(STORAGE_KEY, JSON.stringify(
+    { decisions: [...decisions], earlier: earlierTaken, ...steps }));
   try {
     try {
       write({ done: done.slice(-STEPS_KEPT), undone: undone.slice(-STEPS_KEPT) });
@@ -120,9 +122,20 @@ function takeState(text) {
     decisions.clear();
     for (const [id, entry] of entries) decisions.set(id, entry);
     [done, undone] = steps;
+    earlierTaken = state.earlier ?? null;
   } catch (error) {
     notice(`The decisions that this browser kept for this page can't be read (${error.message}).`, "error");
   }
+}
+
+// What was decided before this page was written, once: own decisions stay, and what is undecided again stays so.
+function takeEarlier() {
+  if (page.earlier === null || page.earlier.key === earlierTaken) return;
+  const fresh = page.earlier.decisions.filter(([id]) => !decisions.has(id));
+  for (const [id, entry] of fresh) place(id, entry);
+  earlierTaken = page.earlier.key;
+  keepInBrowser();
+  if (fresh.length) notice(`Taken over from an earlier review: ${plural(fresh.length, "decision")}.`);
 }
 
 // The same page in another tab.
