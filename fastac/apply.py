@@ -20,7 +20,8 @@ import numpy as np
 
 from fastac.config import Config, read_config
 from fastac.data import labels_digest, read_id_file, read_label_file
-from fastac.decisions import KINDS, Decision, DecisionFile, guard_cell, read_decisions
+from fastac.decisions import KINDS, Decision, DecisionFile, guard_cell, read_decisions, write_decisions
+from fastac.earlier import EARLIER
 from fastac.run import RunFolder
 from fastac.run_data import run_config
 
@@ -36,6 +37,9 @@ _CHANGES = (
     "source",
     "time",
 )
+
+_LABELS = ("index", "label", "class", "path")
+_LISTED = 10  # contradictions that a message has
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +87,7 @@ class Applied:
         lines.append(f"  labels.csv   the labels, {self.changed} of them changed")
         lines.append(f"  exclude.csv  {self.excluded} samples to leave out of training")
         lines.append("  changes.csv  every change, with its old label")
+        lines.append(f"  {EARLIER}  all decisions, for the review of a run on these labels")
         if self.run is not None and self.config is not None:
             command = retrain_command(self.run, self.config, self.output, excluded=self.excluded > 0)
             lines.append(f"to train on them, started as the run was: {command}")
@@ -108,14 +113,17 @@ def apply_decisions(
 ) -> Applied:
     """Apply exported decisions to the labels that they were made for.
 
-    paths: files that the review page exported; several people's, if they don't contradict each other.
+    paths: files that the review page exported; several people's, if they don't contradict each other. Unsure yields to
+        any other decision.
     run: the run's folder; None: looked for beside the files and as runs/NAME. labels: in its place the label file
         that was reviewed. output: a folder that does not exist yet; None: RUN/corrected, with a number if that is
         taken.
 
-    Writes labels.csv (index, label) for `fastac.train --labels`, exclude.csv (index) for `--exclude`: what is dropped
-    now and what the run left out before, unless it is kept or relabelled now; and changes.csv. Raises
-    FileNotFoundError or ValueError, and nothing written, for decisions that are wrong or made for other data.
+    Writes labels.csv (index, label, class and, of a run on image files, path as in its issues.csv) for `fastac.train
+    --labels`, exclude.csv (index) for `--exclude`: what is dropped now and what the run left out before, unless it is
+    kept or relabelled now; changes.csv; and decisions.json, all decisions, which the review of a run that is trained on
+    labels.csv takes over. Raises FileNotFoundError or ValueError, and nothing written, for decisions
+    that are wrong or made for other data.
     """
     files = [read_decisions(Path(path)) for path in paths]
     head = files[0]
@@ -137,10 +145,16 @@ def apply_decisions(
         if decision.kind == "relabel":
             corrected[decision.index] = decision.label
     dropped, decided = _ids(decisions, "drop"), _ids(decisions, "keep", "relabel")
-    excluded = np.union1d(np.setdiff1d(excluded, decided), dropped).astype(np.int64)
-    place = _write(_places(output, folder), corrected, excluded, decisions, head.class_names)
+    left_out = np.union1d(np.setdiff1d(excluded, decided), dropped).astype(np.int64)
+    new = [d for d in decisions if d.kind == "relabel" or (d.kind == "drop" and d.index not in excluded)]
+    tables = {
+        "labels.csv": _labels(corrected, head.class_names, {} if folder is None else _paths(folder)),
+        "exclude.csv": [("index",), *([i] for i in left_out.tolist())],
+        "changes.csv": [_CHANGES, *(_change(decision, head.class_names) for decision in new)],
+    }
+    place = _write(_places(output, folder), tables, head, decisions)
     counts = dict(Counter(decision.kind for decision in decisions))
-    return Applied(place, counts, int((corrected != given).sum()), len(excluded), folder, config)
+    return Applied(place, counts, int((corrected != given).sum()), len(left_out), folder, config)
 
 
 # ---- what the decisions are about
@@ -174,7 +188,7 @@ def _check_classes(folder: RunFolder, file: DecisionFile) -> None:
 
 def _checked(files: Sequence[DecisionFile], given: np.ndarray, where: str) -> list[Decision]:
     """All decisions, by id, if they were made for these labels and don't contradict each other."""
-    found: dict[int, Decision] = {}
+    found: dict[int, list[Decision]] = {}
     for file in files:
         if file.fingerprint != labels_digest(given) or file.num_samples != len(given):
             raise ValueError(
@@ -192,12 +206,27 @@ def _checked(files: Sequence[DecisionFile], given: np.ndarray, where: str) -> li
                     f"{decision.where}: given_label is {decision.given}; in {where} it is {given[decision.index]} for "
                     f"id {decision.index}"
                 )
-            other = found.setdefault(decision.index, decision)
-            if other.content != decision.content:
-                raise ValueError(
-                    f"{decision.where}: id {decision.index} has another decision in {other.where}; it should have one"
-                )
-    return [found[index] for index in sorted(found)]
+            found.setdefault(decision.index, []).append(decision)
+    return _agreed(found)
+
+
+def _agreed(found: dict[int, list[Decision]]) -> list[Decision]:
+    """One decision an id, by id: the first of those that are alike; unsure only where nobody is sure."""
+    agreed, contradictions = [], []
+    for index in sorted(found):
+        sure = [decision for decision in found[index] if decision.kind != "unsure"]
+        agreed.append((sure or found[index])[0])
+        if len({decision.content for decision in sure}) > 1:
+            words = (f"{decision.words} ({decision.where})" for decision in sure)
+            contradictions.append(f"id {index}: {', '.join(words)}")
+    if contradictions:
+        more = len(contradictions) - _LISTED
+        lines = contradictions[:_LISTED] + ([f"and {more} more"] if more > 0 else [])
+        ids = "1 id has" if len(contradictions) == 1 else f"{len(contradictions)} ids have"
+        raise ValueError(
+            f"{ids} decisions that contradict each other; each should have one:\n  " + "\n  ".join(lines)
+        )
+    return agreed
 
 
 def _ids(decisions: Iterable[Decision], *kinds: str) -> np.ndarray:
@@ -219,21 +248,19 @@ def _places(output: Path | None, folder: RunFolder | None) -> list[Path]:
 
 def _write(
     places: list[Path],
-    labels: np.ndarray,
-    excluded: np.ndarray,
+    tables: dict[str, list[Sequence[Any]]],
+    head: DecisionFile,
     decisions: Sequence[Decision],
-    class_names: Sequence[str],
 ) -> Path:
-    """The files, in the first of `places` that does not exist; whole or not at all."""
+    """The files, in the first of `places` that does not exist; whole or not at all. tables: rows, the header first."""
     parent = places[0].absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     draft = parent / f".new-{uuid.uuid4().hex}"
     draft.mkdir()
     try:
-        _write_csv(draft / "labels.csv", ("index", "label"), enumerate(labels.tolist()))
-        _write_csv(draft / "exclude.csv", ("index",), ([i] for i in excluded.tolist()))
-        changes = (_change(decision, class_names) for decision in decisions)
-        _write_csv(draft / "changes.csv", _CHANGES, (row for row in changes if row))
+        for name, (columns, *rows) in tables.items():
+            _write_csv(draft / name, columns, rows)
+        write_decisions(draft / EARLIER, head, decisions)
         for place in places:
             if not place.exists():
                 draft.rename(place)
@@ -243,10 +270,31 @@ def _write(
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def _labels(labels: np.ndarray, class_names: Sequence[str], paths: dict[int, str]) -> list[Sequence[Any]]:
+    """labels.csv; no fourth column where there are no paths."""
+    names = [guard_cell(name) for name in class_names]
+    rows = [[index, label, names[label]] for index, label in enumerate(labels.tolist())]
+    if not paths:
+        return [_LABELS[:3], *rows]
+    return [_LABELS, *([*row, paths.get(row[0], "")] for row in rows)]
+
+
+def _paths(folder: RunFolder) -> dict[int, str]:
+    """The samples' files by id, as the cells of issues.csv have them, guarded; none where the data is no files."""
+    if not folder.issues.is_file():
+        return {}
+    with open(folder.issues, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if "path" not in (rows.fieldnames or ()):
+            return {}
+        try:
+            return {int(row["index"]): row["path"] or "" for row in rows}
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(f"{folder.issues}, line {rows.line_num} can't be read: {error!r}") from error
+
+
 def _change(decision: Decision, class_names: Sequence[str]) -> list[Any]:
-    """A row of changes.csv; empty where the label stays as it is."""
-    if decision.kind not in ("relabel", "drop"):
-        return []
+    """A row of changes.csv: a relabelled or dropped sample."""
     new = decision.label
     names = [class_names[decision.given], "" if new is None else class_names[new]]
     cells = [*names, decision.kind, decision.source, decision.time]

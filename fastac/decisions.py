@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["KINDS", "Decision", "DecisionFile", "guard_cell", "read_decisions", "unguard_cell"]
+__all__ = [
+    "KINDS",
+    "Decision",
+    "DecisionFile",
+    "guard_cell",
+    "read_decisions",
+    "unguard_cell",
+    "write_decisions",
+]
 
 KINDS = ("keep", "relabel", "drop", "unsure")
 
@@ -19,6 +29,8 @@ KINDS = ("keep", "relabel", "drop", "unsure")
 _FORMAT, _VERSION = "fastac decisions", 1
 _HEAD = ("format", "fingerprint", "num_samples", "class_names", "run", "exported", "rows")
 _COLUMNS = ("index", "given_label", "given_class", "decision", "label", "class", "time")
+_NEEDED = ("index", "given_label", "decision", "label", "time")
+_SEPARATOR = re.compile(r'[ \r\n]*(?:"[^"]*"|[^",;\t\r\n]*)([,;\t])')  # after the first cell
 _FORMULA = re.compile("[ '\u00a0\ufeff]*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
@@ -42,6 +54,14 @@ class Decision:
     @property
     def content(self) -> tuple[str, int | None]:
         return self.kind, self.label
+
+    @property
+    def words(self) -> str:
+        return self.kind if self.kind != "relabel" else f"relabel to {self.label}"
+
+    def entry(self) -> dict[str, Any]:
+        """As the JSON format has it, without the id."""
+        return {"given_label": self.given, "decision": self.kind, "label": self.label, "time": self.time}
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,10 @@ def unguard_cell(text: str) -> str:
 
 
 def read_decisions(path: Path) -> DecisionFile:
-    """Read a file that the review page has exported, .json or .csv.
+    """Read a file that the review page has exported, .json or .csv, in UTF-8, or UTF-16 with a byte order mark.
+
+    A table may have been through a spreadsheet: cells separated by semicolons or tabs, columns in another order or
+    beside others, 74.0 for 74, Keep for keep.
 
     Raises FileNotFoundError, or ValueError that names the file and the line: a head that lacks something, another
     number of rows than it says, unknown decisions, wrong types, ids and labels outside their range, and two
@@ -79,11 +102,7 @@ def read_decisions(path: Path) -> DecisionFile:
     readers = {".json": _read_json, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path}: a file of decisions should end in .csv or .json, as the page exports it")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # as it is: a name may hold line breaks of any kind
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} should be text in UTF-8: {error}") from error
-    head, rows = readers[path.suffix.lower()](path, text)
+    head, rows = readers[path.suffix.lower()](path, _text(path))
     _check_head(path, head)
     found: dict[int, Decision] = {}
     for where, row in rows:
@@ -91,7 +110,7 @@ def read_decisions(path: Path) -> DecisionFile:
         other = found.setdefault(decision.index, decision)
         if other.content != decision.content:
             raise ValueError(
-                f"{decision.where}: id {decision.index} is to {_words(decision)}, but to {_words(other)} in "
+                f"{decision.where}: id {decision.index} is to {decision.words}, but to {other.words} in "
                 f"{other.where}; it should have one decision"
             )
     if len(found) != head["rows"]:
@@ -105,11 +124,36 @@ def read_decisions(path: Path) -> DecisionFile:
     )
 
 
-def _words(decision: Decision) -> str:
-    return decision.kind if decision.kind != "relabel" else f"relabel to {decision.label}"
+def write_decisions(path: Path, file: DecisionFile, decisions: Sequence[Decision]) -> None:
+    """Write `decisions` about the data of `file` as JSON that `read_decisions` and the page read."""
+    head = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "fingerprint": file.fingerprint,
+        "num_samples": file.num_samples,
+        "class_names": file.class_names,
+        "run": file.run,
+        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rows": len(decisions),
+    }
+    rows = ",\n  ".join(json.dumps({"index": decision.index, **decision.entry()}) for decision in decisions)
+    text = json.dumps({**head, "decisions": []}, ensure_ascii=False, indent=1)
+    path.write_text(text.replace("[]\n}", f"[\n  {rows}\n ]\n}}\n" if rows else "[]\n}\n"), encoding="utf-8")
 
 
 # ---- the two formats: a head, and rows with their place in the file
+
+
+def _text(path: Path) -> str:
+    """The file's text as it is: a name may hold line breaks of any kind."""
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} should be text in UTF-8, which spreadsheets save as 'CSV UTF-8': {error}"
+        ) from error
 
 
 def _read_json(path: Path, text: str) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
@@ -152,29 +196,43 @@ def _read_csv(path: Path, text: str) -> tuple[dict[str, Any], list[tuple[str, di
         head[name] = _head_value(where, name, cells[1:])
     else:
         raise ValueError(f"{path} ends before its line {','.join(_COLUMNS)}")
-    if tuple(_stripped(cells, len(_COLUMNS))) != _COLUMNS:
-        raise ValueError(f"{where} is {','.join(cells)[:200]!r}; it should be {','.join(_COLUMNS)}")
+    columns = _columns(where, cells)
+    named = len(_stripped(columns, 0))
     for line, cells in lines:
         where = f"{path}, line {line}"
-        cells = _stripped(cells, len(_COLUMNS))
-        if len(cells) != len(_COLUMNS):
+        cells = _stripped(cells, len(columns))
+        if not named <= len(cells) <= len(columns):
             raise ValueError(
-                f"{where} has {len(cells)} cells; it should have {len(_COLUMNS)}: {','.join(_COLUMNS)}"
+                f"{where} has {len(cells)} cells; it should have {named}: {','.join(columns[:named])}"
             )
-        row: dict[str, Any] = dict(zip(_COLUMNS, cells, strict=True))
+        row: dict[str, Any] = {name: cells[columns.index(name)] for name in _COLUMNS if name in columns}
         for name in ("index", "given_label"):
             row[name] = _integer(where, name, row[name])
         row["label"] = None if row["label"] == "" else _integer(where, "label", row["label"])
+        row["decision"] = row["decision"].strip().lower()
         rows.append((f"line {line}", row))
     return head, rows
+
+
+def _columns(where: str, cells: list[str]) -> list[str]:
+    """The columns' names, in the file's order; those that are no export's are for the reader alone."""
+    names = [cell.strip().lower() for cell in cells]
+    if any(names.count(name) != 1 for name in _NEEDED) or any(names.count(name) > 1 for name in _COLUMNS):
+        raise ValueError(
+            f"{where} is {','.join(cells)[:200]!r}; it should have {','.join(_COLUMNS)}, each once"
+        )
+    return names
 
 
 def _csv_lines(path: Path, text: str) -> Any:
     """(number of the line, cells) of each line that is not empty."""
     csv.field_size_limit(max(csv.field_size_limit(), 10**7))  # a class name may be long
-    if text.startswith(("#format;", '"#format";', "#format\t")):
-        raise ValueError(f"{path} separates its cells by something else; it should be by commas")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    separator = _SEPARATOR.match(text)
+    if separator is None:
+        raise ValueError(
+            f"{path} begins with {text[:80]!r}; it should be #format and more cells, between commas, semicolons or tabs"
+        )
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator[1], strict=True)
     line = 1
     try:
         for cells in reader:
@@ -205,9 +263,11 @@ def _head_value(where: str, name: str, cells: list[str]) -> Any:
 
 
 def _integer(where: str, name: str, text: str) -> int:
-    if not re.fullmatch(r"-?[0-9]{1,15}", text):
+    # 74.0 is a spreadsheet's 74; 1.000 may be a thousand.
+    number = re.fullmatch(r"(-?[0-9]{1,15})(?:\.00?)?", text.strip())
+    if number is None:
         raise ValueError(f"{where}: {name} is {text[:80]!r}; it should be a whole number")
-    return int(text)
+    return int(number[1])
 
 
 # ---- checks that are the same for both

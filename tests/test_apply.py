@@ -1,6 +1,7 @@
 """fastac.decisions and fastac.apply: right files applied to the letter, wrong ones refused, nothing half-written."""
 
 import csv
+import io
 import json
 import re
 import shlex
@@ -78,7 +79,18 @@ def test_decisions_become_labels(run, tmp_path, kind):
         ["9", "1", "0", "bee", "ant", "relabel", file.name, "2026-01-31T12:00:00+00:00"],
     ]
     assert applied.counts == {"keep": 1, "relabel": 2, "drop": 1, "unsure": 1}
-    assert sorted(p.name for p in applied.output.iterdir()) == ["changes.csv", "exclude.csv", "labels.csv"]
+    assert sorted(p.name for p in applied.output.iterdir()) == [
+        "changes.csv",
+        "decisions.json",
+        "exclude.csv",
+        "labels.csv",
+    ]
+    left, exported = read_decisions(applied.output / "decisions.json"), read_decisions(file)
+    assert [(d.index, d.given, d.content, d.time) for d in left.decisions] == [
+        (d.index, d.given, d.content, d.time) for d in exported.decisions
+    ]
+    head = ("fingerprint", "num_samples", "class_names", "run")
+    assert [getattr(left, name) for name in head] == [getattr(exported, name) for name in head]
 
 
 def test_the_command_says_how_to_train_on(run, tmp_path, capsys, monkeypatch):
@@ -107,10 +119,38 @@ def test_labels_that_were_no_runs(tmp_path):
     np.save(tmp_path / "labels.npy", LABELS)
     file = decisions_json(tmp_path / "decisions.json", LABELS, decisions=ALL)
     applied = apply_decisions([file], labels=str(tmp_path / "labels.npy"), output=tmp_path / "new")
-    assert rows_of(applied.output / "labels.csv")[2] == ["1", "3"]
+    assert rows_of(applied.output / "labels.csv")[:3] == [
+        ["index", "label", "class"],
+        ["0", "0", "ant"],
+        ["1", "3", "dog"],
+    ]
     assert "to train on them" not in applied.text()
     with pytest.raises(ValueError, match="output was not given"):
         apply_decisions([file], labels=str(tmp_path / "labels.npy"))
+
+
+def test_labels_come_with_their_class_and_file(run, tmp_path):
+    names = ("ant", "=bee", "cat", "dog")
+    order = [3, 1, *range(4, 10), 0]  # 2 is missing
+    issues = [["index", "label_quality", "path"], *([i, 0.5, f"'=a/{i}, ü.png"] for i in order)]
+    with open(run / "issues.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(issues)
+    file = decisions_json(tmp_path / "d.json", LABELS, names, decisions=[(3, "relabel", 1)])
+    corrected = apply_decisions([file], run=run).output / "labels.csv"
+    rows = rows_of(corrected)
+    assert rows[0] == ["index", "label", "class", "path"]
+    assert rows[1:5] == [
+        ["0", "0", "ant", "'=a/0, ü.png"],
+        ["1", "1", "'=bee", "'=a/1, ü.png"],
+        ["2", "2", "cat", ""],
+        ["3", "1", "'=bee", "'=a/3, ü.png"],
+    ]
+    assert read_label_file(str(corrected), num_samples=10, num_classes=4)[3] == 1
+    (run / "issues.csv").write_text("index,path\nx,a.png\n")
+    with pytest.raises(ValueError, match=r"issues.csv, line 2 can't be read: ValueError"):
+        apply_decisions([file], run=run)
+    (run / "issues.csv").write_text("index,label_quality\n0,0.5\n")
+    assert rows_of(apply_decisions([file], run=run).output / "labels.csv")[0] == ["index", "label", "class"]
 
 
 def test_two_peoples_files_and_what_the_run_left_out_before(run, tmp_path):
@@ -120,10 +160,49 @@ def test_two_peoples_files_and_what_the_run_left_out_before(run, tmp_path):
     two = exported_csv(tmp_path / "two.csv", decisions=[(1, "drop", None), (7, "unsure", None)])
     applied = apply_decisions([one, two], run=run)
     assert read_id_file(applied.output / "exclude.csv", num_samples=10).tolist() == [1, 4, 7]
+    again = decisions_json(tmp_path / "again.json", LABELS, decisions=[(4, "drop", None), (5, "drop", None)])
+    changes = rows_of(apply_decisions([again], run=run).output / "changes.csv")
+    assert [row[0] for row in changes[1:]] == ["5"]  # 4 was left out before
     assert [row[6] for row in rows_of(applied.output / "changes.csv")[1:]] == ["one.json"]
-    three = decisions_json(tmp_path / "three.json", LABELS, decisions=[(1, "keep", 1)])
-    with pytest.raises(ValueError, match="three.json, decision 1: id 1 has another decision in .*one.json"):
-        apply_decisions([one, three], run=run)
+
+
+def test_unsure_yields_to_a_decision(run, tmp_path):
+    one = decisions_json(
+        tmp_path / "one.json", LABELS, decisions=[(1, "unsure", None), (2, "drop", None), (5, "unsure", None)]
+    )
+    two = decisions_json(
+        tmp_path / "two.json", LABELS, decisions=[(1, "relabel", 3), (2, "unsure", None), (5, "unsure", None)]
+    )
+    for files in ([one, two], [two, one]):
+        applied = apply_decisions(files, run=run)
+        assert applied.counts == {"relabel": 1, "drop": 1, "unsure": 1}
+        assert [row[0] for row in rows_of(applied.output / "changes.csv")[1:]] == ["1", "2"]
+
+
+def test_all_contradictions_are_named(run, tmp_path):
+    one = decisions_json(
+        tmp_path / "one.json", LABELS, decisions=[(0, "keep", 0), (1, "drop", None), (2, "drop", None)]
+    )
+    two = decisions_json(
+        tmp_path / "two.json", LABELS, decisions=[(0, "drop", None), (1, "drop", None), (2, "relabel", 3)]
+    )
+    with pytest.raises(ValueError, match="2 ids have decisions that contradict each other") as raised:
+        apply_decisions([one, two], run=run)
+    assert str(raised.value).splitlines()[1:] == [
+        f"  id 0: keep ({one}, decision 1), drop ({two}, decision 1)",
+        f"  id 2: drop ({one}, decision 3), relabel to 3 ({two}, decision 3)",
+    ]
+    assert not (run / "corrected").exists()
+    many = np.zeros(30, np.int64)
+    np.save(tmp_path / "many.npy", many)
+    files = [
+        decisions_json(tmp_path / f"{kind}.json", many, decisions=[(i, kind, label) for i in range(12)])
+        for kind, label in (("drop", None), ("keep", 0))
+    ]
+    with pytest.raises(ValueError, match="^12 ids have") as raised:
+        apply_decisions(files, labels=str(tmp_path / "many.npy"), output=tmp_path / "new")
+    assert len(str(raised.value).splitlines()) == 12
+    assert str(raised.value).endswith("and 2 more")
 
 
 def test_names_come_back_intact_and_no_cell_is_a_formula(tmp_path):
@@ -166,13 +245,60 @@ def test_what_a_spreadsheet_adds_is_taken(tmp_path):
     assert [d.content for d in again.decisions] == [d.content for d in plain.decisions]
 
 
+def reordered(rows):
+    return [row if row[0].startswith("#") else [*row[:0:-1], row[0]] for row in rows]
+
+
+def with_notes(rows):
+    return [row if row[0].startswith("#") else [*row, "note" if row[0] == "index" else "odd"] for row in rows]
+
+
+def as_decimals(rows):
+    return [
+        row
+        if not row[0].isdigit()
+        else [f"{c}.0" if c.isdigit() else c.replace("drop", " Drop") for c in row]
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("change", [list, reordered, with_notes, as_decimals])
+@pytest.mark.parametrize(
+    ("separator", "encoding"), [(",", "utf-8-sig"), (";", "utf-8"), ("\t", "utf-16"), (";", "utf-16-be")]
+)
+def test_a_table_that_went_through_a_spreadsheet(tmp_path, change, separator, encoding):
+    names = ("a, b", "ç; d", '"', "=e")
+    plain = exported_csv(tmp_path / "plain.csv", names=names)
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=separator).writerows(
+        change(list(csv.reader(io.StringIO(plain.read_text("utf-8-sig")))))
+    )
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "saved.csv").write_bytes((mark + text.getvalue()).encode(encoding))
+    saved, want = read_decisions(tmp_path / "saved.csv"), read_decisions(plain)
+    assert saved.class_names == want.class_names == names
+    assert [(d.index, d.given, d.content, d.time) for d in saved.decisions] == [
+        (d.index, d.given, d.content, d.time) for d in want.decisions
+    ]
+
+
+def test_text_that_is_none(tmp_path):
+    file = exported_csv(tmp_path / "d.csv", names=("ä", *CLASSES[1:]))
+    file.write_bytes(file.read_text("utf-8-sig").encode("cp1252"))
+    with pytest.raises(
+        ValueError, match="d.csv should be text in UTF-8, which spreadsheets save as 'CSV UTF-8'"
+    ):
+        read_decisions(file)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ('"drop"', '"forget"', "line 11: decision is 'forget'; it should be keep, relabel, drop or unsure"),
         ("\n1,1,", "\n10,1,", "line 10: index is 10; it should be a whole number in [0, 10)"),
         ("\n1,1,", "\n-1,1,", "line 10: index is -1"),
-        ("\n1,1,", "\n1.0,1,", "line 10: index is '1.0'; it should be a whole number"),
+        ("\n1,1,", "\n1.5,1,", "line 10: index is '1.5'; it should be a whole number"),
+        ("\n1,1,", "\n1.000,1,", "line 10: index is '1.000'"),  # a thousand, in German
         ("\n1,1,", "\n,1,", "line 10: index is ''"),
         (
             '"relabel",3,"dog"',
@@ -204,16 +330,21 @@ def test_what_a_spreadsheet_adds_is_taken(tmp_path):
         ('"#rows",5', '"#rows",6', "has decisions about 5 samples; its head says 6. Rows are missing"),
         ('"#rows",5', '"#rows",five', "line 7: rows is 'five'"),
         ('"index"', '"id"', "line 8 is 'id,given_label"),
+        (
+            '"class","time"',
+            '"time","time"',
+            "it should have index,given_label,given_class,decision,label,class,time",
+        ),
         ('"fastac decisions",1', '"fastac decisions",2', "line 1: it should be #format,fastac decisions,1"),
         ('#class_names",4', '#class_names",5', "line 4 has other than 5 class names"),
         ('"keep"', '"keep', "should be CSV"),
-        (",", ";", "separates its cells by something else"),
+        ('"#format",', '"#format"|', 'begins with \'"#format"|'),
     ],
 )
 def test_an_edited_table_is_refused_with_its_line(run, tmp_path, old, new, message):
     def edit(text):
         assert old in text
-        return text.replace(old, new) if old == "," else text.replace(old, new, 1)
+        return text.replace(old, new, 1)
 
     file = exported_csv(tmp_path / "decisions.csv", change=edit)
     before = sorted(run.rglob("*"))

@@ -49,6 +49,7 @@ LAYERS = [
     ["run_data", "job"],
     ["evaluation", "reporting"],
     ["train"],
+    ["earlier"],
     ["demo", "plan", "review", "apply", "paper"],
 ]
 

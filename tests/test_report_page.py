@@ -6,16 +6,18 @@ import html.parser
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from review_pages import CLASSES, NASTY, ranking, small_page
+from review_pages import CLASSES, NASTY, decisions_json, ranking, small_page
 
 from fastac import AlphaTable
 from fastac.data import labels_digest
+from fastac.decisions import read_decisions
 from fastac.report import write_review_page
 from fastac.report.offsets import top_offsets
 from fastac.report.page import default_top
@@ -222,11 +224,47 @@ def test_long_texts_are_cut_visibly_and_broken_ones_mended(tmp_path):
     assert page["text"] == ["y" * 20_000 + "… (5,000 more characters)", "bad \ufffd byte", "fine"]
 
 
+def test_texts_and_images_are_by_position_or_id(tmp_path):
+    path, texts = tmp_path / "page.html", [f"text {i}" for i in range(6)]
+    pixels = [np.full((4, 4), i, np.uint8) for i in range(6)]
+    for index in ([5, 4, 3, 2, 1, 0], range(100, 106), list("abcdef")):
+        assert content(small_page(path, 6, texts=pd.Series(texts, index=index)))["text"] == texts
+    shuffled = content(small_page(path, 6, images=pd.Series(pixels, index=[5, 4, 3, 2, 1, 0])))
+    assert shuffled["image"] == content(small_page(path, 6, images=pixels))["image"]
+    some = {i: texts[i] for i in (0, 1)}
+    assert content(small_page(path, 6, texts=some, top=2))["text"] == texts[:2]
+    with pytest.raises(ValueError, match="texts has nothing for id 2; it should have all samples"):
+        small_page(path, 6, texts=some, top=3)
+
+
+def test_decisions_that_the_page_starts_with(tmp_path):
+    given = np.arange(12) % 4
+    decided = read_decisions(
+        decisions_json(tmp_path / "d.json", given, decisions=[(1, "keep", 1), (11, "relabel", 0)])
+    ).decisions
+    page = content(small_page(tmp_path / "page.html", top=3, decisions=decided))
+    time = "2026-01-31T12:00:00+00:00"
+    assert page["earlier"]["decisions"] == [
+        [1, {"decision": "keep", "label": 1, "given": 1, "time": time}],
+        [11, {"decision": "relabel", "label": 0, "given": 3, "time": time}],  # not shown, but exported
+    ]
+    other = content(small_page(tmp_path / "page.html", decisions=decided[:1]))["earlier"]
+    assert other["key"] != page["earlier"]["key"]
+    assert content(small_page(tmp_path / "page.html"))["earlier"] is None
+    with pytest.raises(ValueError, match="decisions has given_label 3 for id 11; it should be as in labels"):
+        small_page(tmp_path / "page.html", n=10, decisions=decided)
+    with pytest.raises(ValueError, match="decisions has given_label 2 for id 1"):
+        small_page(tmp_path / "page.html", decisions=[replace(decided[0], given=2)])
+    with pytest.raises(ValueError, match="decisions has the label 4"):
+        small_page(tmp_path / "page.html", decisions=[replace(decided[1], label=4)])
+
+
 def test_how_many_are_shown(tmp_path):
     for flagged, want in ((0, 100), (99, 100), (250, 250), (6000, 5000)):
         assert default_top(ranking(np.zeros(7000, int), [1] * 7000, flagged)) == want
     assert len(content(small_page(tmp_path / "page.html", 300))["index"]) == 200
-    assert len(content(small_page(tmp_path / "page.html", 300, top=7))["index"]) == 7
+    for seven in (7, np.int64(7), np.uint8(7)):
+        assert len(content(small_page(tmp_path / "page.html", 300, top=seven))["index"]) == 7
 
 
 @pytest.mark.parametrize(
@@ -237,7 +275,15 @@ def test_how_many_are_shown(tmp_path):
         ({"labels": [0, 1, 2, 2]}, "given_label 3 for id 3 and labels has 2"),
         ({"labels": [0.0, 1, 2, 3]}, "labels is float64 (4,); it should be integers (N,)"),
         ({"top": 0}, "top is 0; it should be a whole number, at least 1"),
+        ({"top": -3}, "top is -3"),
         ({"top": True}, "top is True"),
+        ({"top": np.bool_(True)}, "top is "),
+        ({"top": 3.0}, "top is 3.0; it should be a whole number"),
+        ({"texts": ["a"] * 3}, "texts has 3 items; it should have one a label, 4"),
+        ({"texts": pd.Series(["a"] * 5)}, "texts has 5 items"),
+        ({"texts": "abcd"}, "texts is a str; it should be a sequence, a mapping or a function"),
+        ({"images": np.zeros((3, 8, 8), np.uint8)}, "images has 3 items"),
+        ({"images": iter([])}, "images is a list_iterator"),
         ({"images": [1] * 4, "texts": ["a"] * 4}, "images and texts are both given"),
         ({"images": [np.zeros((4, 4))] * 4}, "images gave float64 (4, 4)"),
         ({"images": [np.zeros((4, 4, 2), np.uint8)] * 4}, "images gave uint8 (4, 4, 2)"),

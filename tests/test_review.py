@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 import training_runs as runs
 from PIL import Image
+from review_pages import decisions_json
 
 import fastac
 from fastac import review
+from fastac.config import read_config, write_config
 from fastac.data import load_dataset
 from fastac.report.offsets import top_offsets
 from fastac.run import write_offsets
@@ -148,6 +150,54 @@ def test_another_ranking(run, tmp_path, capsys):
     assert "there is no ranking" in capsys.readouterr().err
     assert review.main([*arguments, str(run / "labels.csv")]) == 2
     assert "is_label_issue" in capsys.readouterr().err
+    (tmp_path / "issues.parquet").write_bytes(b"PAR1\x15\x04\xff\xfe")
+    (tmp_path / "empty.csv").touch()
+    for name in ("issues.parquet", "empty.csv"):
+        assert review.main([*arguments, str(tmp_path / name)]) == 2
+        assert f"{tmp_path / name} can't be read as CSV, as issues.csv is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("top", ["-3", "0"])
+def test_a_number_of_samples_that_is_none(run, capsys, top):
+    assert review.main([str(run), "--top", top]) == 2
+    assert f"top is {top}; it should be a whole number, at least 1" in capsys.readouterr().err
+    assert not (run / "review.html").exists()
+
+
+def test_decisions_of_an_earlier_round(run, tmp_path, capsys):
+    given = pd.read_csv(run / "labels.csv")["given_label"].to_numpy()
+    names = [str(k) for k in range(10)]
+    decided = [(4, "keep", given[4].item()), (7, "unsure", None)]
+    file = decisions_json(tmp_path / "mine.json", given, names, decisions=decided)
+    arguments = [str(run), "--no-open", "--top", "3"]
+    assert review.main([*arguments, "--decisions", str(file)]) == 0
+    page = content(run / "review.html")
+    assert [(i, entry["decision"]) for i, entry in page["earlier"]["decisions"]] == [
+        (4, "keep"),
+        (7, "unsure"),
+    ]
+    assert page["subtitle"].endswith("the 3 most suspicious shown; 2 decided before")
+    assert review.main(arguments) == 0
+    assert content(run / "review.html")["earlier"] is None
+
+    before = given.copy()
+    before[4] = (given[4] + 1) % 10
+    before[7] = (given[7] + 1) % 10
+    labels = tmp_path / "corrected" / "labels.csv"
+    labels.parent.mkdir()
+    pd.DataFrame({"index": range(len(given)), "label": given}).to_csv(labels, index=False)
+    decided = [(4, "relabel", given[4].item()), (7, "unsure", None)]
+    decisions_json(labels.parent / "decisions.json", before, names, decisions=decided)
+    config = read_config(run).with_values(labels=str(labels), noise="none", noise_rate=0.0)
+    write_config(config, run / "config.toml")
+    assert review.main(arguments) == 0
+    page = content(run / "review.html")
+    assert [(i, e["decision"], e["given"]) for i, e in page["earlier"]["decisions"]] == [
+        (4, "keep", given[4])
+    ]
+    assert page["subtitle"].endswith("1 decided before, 1 others about labels that have changed since")
+    assert review.main([*arguments, "--decisions", str(tmp_path / "none.json")]) == 2
+    assert "there is no file of decisions" in capsys.readouterr().err
 
 
 def run_on_a_folder(tmp_path, monkeypatch, **more):

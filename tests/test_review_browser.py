@@ -1,13 +1,15 @@
 """The review page in a real browser: what a person sees, presses, reloads and exports."""
 
 import csv
+import io
 import json
+import re
 import time
 
 import numpy as np
 import pytest
 import training_runs as runs
-from review_pages import NASTY, missing_browser, ranking, small_page, start_browser
+from review_pages import NASTY, decisions_json, missing_browser, ranking, small_page, start_browser
 
 from fastac import apply
 from fastac.decisions import read_decisions
@@ -104,13 +106,31 @@ def exported(browser, downloads, kind):
     return wait_for(whole, "the download")
 
 
-def stored_decisions(browser):
+def stored_decisions(browser, run=""):
     """What the page would export, by id."""
     state = browser.execute_script(
-        "return Object.keys(localStorage).filter((k) => k.startsWith('fastac-review:')).map((k) => localStorage[k])"
+        "return Object.keys(localStorage).filter((k) => k.startsWith('fastac-review:') && k.endsWith(arguments[0]))"
+        ".map((k) => localStorage[k])",
+        run,
     )
     assert len(state) == 1
     return {i: (d["decision"], d["label"]) for i, d in json.loads(state[0])["decisions"]}
+
+
+def import_file(browser, path):
+    browser.execute_script("document.getElementById('import-file').hidden = false")
+    find(browser, "#import-file")[0].send_keys(str(path))
+
+
+def press_code(browser, key, code, shift=False):
+    """A key of another layout, or with Caps Lock."""
+    browser.execute_script(
+        "document.getElementById('gallery').dispatchEvent(new KeyboardEvent('keydown',"
+        "{key: arguments[0], code: arguments[1], shiftKey: arguments[2], bubbles: true}))",
+        key,
+        code,
+        shift,
+    )
 
 
 @pytest.fixture
@@ -174,6 +194,75 @@ def test_sorting_and_filters(fresh, tmp_path):
     assert len(shown_ids(fresh)) == 12
     assert len(find(fresh, "#heatmap td button")) == 4
     assert len(find(fresh, "#pairs li")) == 4
+
+
+def test_finding_and_the_flagged(fresh, tmp_path):
+    paths = [f"Set/{'ab'[i % 2]}/im{i:02}.png" for i in range(12)]
+    open_page(fresh, small_page(tmp_path / "page.html", columns={"path": paths}))
+    press(fresh, "/")
+    box = fresh.switch_to.active_element
+    assert box.accessible_name == "Find by id or path"
+    for typed, want in (
+        ("SET/B", [1, 3, 5, 7, 9, 11]),
+        ("5", [5]),
+        ("#3", [3]),
+        ("im1", [10, 11]),
+        ("1", [1, 10, 11]),  # an id, and parts of paths
+        ("nowhere", []),
+    ):
+        box.clear()
+        box.send_keys(typed)
+        assert shown_ids(fresh) == want
+    assert [chip.text for chip in find(fresh, "#chips button .name")] == ["found: nowhere"]
+    find(fresh, "#filter-clear")[0].click()
+    assert box.get_property("value") == ""
+    choose(fresh, "filter-flagged", "1")
+    assert shown_ids(fresh) == list(range(8))
+    choose(fresh, "filter-flagged", "0")
+    assert shown_ids(fresh) == [8, 9, 10, 11]
+    box.send_keys("b/", keys().ENTER, "k")  # back in the gallery
+    assert shown_ids(fresh) == [9, 11]
+    assert stored_decisions(fresh) == {9: ("keep", 1)}
+
+
+def test_all_suggestions_shown_are_accepted_at_once(fresh, tmp_path):
+    given = np.arange(12) % 4
+    suggested = [None if i == 1 else given[i] if i == 2 else (given[i] + 1) % 4 for i in range(12)]
+    page = tmp_path / "page.html"
+    write_review_page(page, ranking(given, suggested, 8), class_names=list("abcd"), labels=given)
+    open_page(fresh, page)
+    press(fresh, "d")
+    choose(fresh, "filter-flagged", "1")
+    press(fresh, "a")
+    (dialog,) = find(fresh, "#accept-dialog[open]")
+    assert dialog.accessible_name == "Accept all suggestions shown?"
+    assert "Of 8 samples shown 5 are undecided and have a suggestion." in dialog.text
+    assert fresh.switch_to.active_element.text == "Cancel"
+    fresh.switch_to.active_element.send_keys(keys().ENTER)
+    wait_for(lambda: not find(fresh, "#accept-dialog[open]"), "the dialog to close")
+    assert stored_decisions(fresh) == {0: ("drop", None)}
+    find(fresh, "#accept")[0].click()
+    (accept,) = find(fresh, "#accept-all")
+    assert accept.text == "Relabel 5 samples"
+    accept.click()
+    wait_for(lambda: "Relabelled 5 samples to the suggested class" in text(fresh, "notices"), "the notice")
+    want = {0: ("drop", None)} | {i: ("relabel", (i + 1) % 4) for i in range(3, 8)}
+    assert stored_decisions(fresh) == want
+    press(fresh, "a")
+    assert "No sample shown is undecided and has a suggestion." in find(fresh, "#accept-text")[0].text
+    assert not find(fresh, "#accept-all")[0].is_enabled()
+    fresh.switch_to.active_element.send_keys(keys().ESCAPE)
+    press(fresh, "z")
+    assert stored_decisions(fresh) == {0: ("drop", None)}
+    assert text(fresh, "live") == "Undone: 5 decisions. 1 of 12 decided"
+    press(fresh, "Z")
+    assert stored_decisions(fresh) == want
+    find(fresh, "#filter-clear")[0].click()
+    press(fresh, "a")
+    assert (
+        "Of 12 samples shown, all on this page as no filter is set, 4 are"
+        in find(fresh, "#accept-text")[0].text
+    )
 
 
 def test_many_classes_have_a_list_of_pairs_in_place_of_the_heat_map(fresh, tmp_path):
@@ -315,15 +404,168 @@ def test_import_refuses_decisions_for_other_data(fresh, tmp_path, downloads):
     wrong = {
         "data": (good.replace('#fingerprint","', '#fingerprint","0'), "other data"),
         "rows": ("".join(lines[:-1]), "1 decisions; it should have 2"),
-        "words": (good.replace('"drop"', '"forget"'), "line 10 is no valid decision"),
+        "words": (
+            good.replace('"drop"', '"forget"'),
+            'line 10: decision is "forget"; it should be keep, relabel, drop or unsure',
+        ),
+        "number": (
+            good.replace("\n1,1,", "\n1.000,1,"),
+            'line 10: index is "1.000"; it should be a whole number',
+        ),
+        "label": (
+            good.replace('"keep",0', '"keep",2'),
+            "line 9: label is 2; it should be the given label (0) with keep",
+        ),
+        "class": (
+            good.replace('"keep",0,"ant"', '"keep",0,"cat"'),
+            'line 9: class is "cat" and the label beside it',
+        ),
+        "time": (
+            re.sub('"2[^"]*Z"\n$', '"11/30/2026"\n', good),
+            'time is "11/30/2026"; it should be like',
+        ),
+        "header": (good.replace('"index"', '"id"'), "line 8 is id,given_label"),
+        "cells": (good.replace(',"drop"', ""), "line 10 has 6 cells; it should have 7"),
+        "cell": ('"#format,""fastac decisions"",1"', "it should be #format and more cells, between commas"),
         "twice": (good + lines[-1].replace('"drop"', '"unsure"'), "another decision for the id 1"),
         "quote": (good + '"', "has no end"),
     }
     for name, (content, message) in wrong.items():
-        (tmp_path / f"{name}.csv").write_text(content, encoding="utf-8")
+        (tmp_path / f"{name}.csv").write_text(content, encoding="utf-8", newline="")
         find(fresh, "#import-file")[0].send_keys(str(tmp_path / f"{name}.csv"))
         wait_for(lambda message=message: message in text(fresh, "notices"), message)
         assert stored_decisions(fresh) == {}
+    (tmp_path / "latin.csv").write_bytes(good.replace('"drop"', '"é"').encode("latin-1"))
+    import_file(fresh, tmp_path / "latin.csv")
+    wait_for(
+        lambda: "latin.csv was not imported: it should be text in UTF-8" in text(fresh, "notices"),
+        "the notice",
+    )
+
+
+def test_import_takes_a_table_that_went_through_a_spreadsheet(fresh, tmp_path, downloads):
+    open_page(fresh, small_page(tmp_path / "page.html", names=("a, b", "ç; d", '"', "=e")))
+    press(fresh, "k", "d", "u", "r")
+    rows = list(csv.reader(exported(fresh, downloads, "csv").read_text("utf-8-sig").splitlines()))
+    width = max(map(len, rows)) + 1
+
+    def saved(row):
+        if row[0].startswith("#"):
+            return row + [""] * (width - len(row))
+        cells = [f"{cell}.0" if cell.isdigit() else cell.replace("keep", "Keep ") for cell in row]
+        return [*cells[::-1], "note" if row[0] == "index" else "odd"]
+
+    want = stored_decisions(fresh)
+    press(fresh, *"zzzz")
+    for encoding, separator in (("utf-8", ";"), ("utf-16", "\t")):
+        lines = io.StringIO(newline="")
+        csv.writer(lines, delimiter=separator).writerows(map(saved, rows))
+        (tmp_path / f"{encoding}.csv").write_text(lines.getvalue(), encoding=encoding, newline="")
+        import_file(fresh, tmp_path / f"{encoding}.csv")
+        wait_for(
+            lambda name=encoding: f"Imported 4 decisions from {name}" in text(fresh, "notices"), "the import"
+        )
+        assert stored_decisions(fresh) == want
+        press(fresh, "z")
+
+
+def test_an_import_that_differs_asks_whose_decisions_stay(fresh, tmp_path):
+    open_page(fresh, small_page(tmp_path / "page.html"))
+    press(fresh, "k", "k", "d")
+    mine = {0: ("keep", 0), 1: ("keep", 1), 2: ("drop", None)}
+    theirs = {0: ("drop", None), 1: ("relabel", 3), 2: ("drop", None), 5: ("drop", None)}
+    rows = [(i, *decision) for i, decision in theirs.items()]
+    file = decisions_json(tmp_path / "theirs.json", np.arange(12) % 4, decisions=rows)
+
+    def answer(*pressed):
+        import_file(fresh, file)
+        (dialog,) = wait_for(lambda: find(fresh, "#import-dialog[open]"), "the question")
+        assert dialog.accessible_name == "Decisions that differ from yours"
+        said = dialog.get_property("innerText")
+        assert "2 of the 4 decisions in theirs.json differ from yours." in said
+        assert "Sample 1: yours kept, theirs relabelled to dog" in said
+        assert stored_decisions(fresh) == mine
+        active = fresh.switch_to.active_element
+        assert active.accessible_name == "Keep mine"
+        before = len(find(fresh, ".notice"))
+        active.send_keys(*pressed)
+        said = wait_for(lambda: [e.text for e in find(fresh, ".notice span")][before:], "the notice")
+        assert find(fresh, "#import-dialog[open]") == []
+        return said[0]
+
+    assert answer(keys().ESCAPE) == "theirs.json was not imported: you cancelled it."
+    assert stored_decisions(fresh) == mine
+    said = answer(keys().ENTER)
+    assert "Imported 1 decision from theirs.json. The same as yours already: 1." in said
+    assert "Different from yours: 2, yours kept." in said
+    assert stored_decisions(fresh) == {**mine, 5: ("drop", None)}
+    press(fresh, "z")
+    assert stored_decisions(fresh) == mine
+    assert "Different from yours: 2, theirs taken." in answer(
+        keys().SHIFT + keys().TAB + keys().NULL, keys().ENTER
+    )
+    assert stored_decisions(fresh) == theirs
+    press(fresh, "z")
+    assert stored_decisions(fresh) == mine  # all of it in one step
+
+
+@pytest.mark.parametrize(
+    ("names", "pressed", "relabelled", "digits"),
+    [
+        (("0", "1", "10", "11", "2"), ("c", "2"), "2", None),  # a folder's order
+        (("1", "2", "3", "4", "5"), ("2",), "2", "1 2 3 4 5"),
+        (("1 star", "2 stars", "3 stars"), ("2",), None, None),
+        (("ant", "bee", "class 2"), ("2",), "class 2", "0 1 2"),
+    ],
+)
+def test_digits_mean_the_class_of_that_name(fresh, tmp_path, names, pressed, relabelled, digits):
+    open_page(fresh, small_page(tmp_path / "page.html", names=names))
+    press(fresh, pressed[0])
+    for key in pressed[1:]:
+        fresh.switch_to.active_element.send_keys(key, keys().ENTER)
+    if relabelled is None:
+        assert text(fresh, "progress-count") == "0 of 12 decided"
+    else:
+        assert stored_decisions(fresh) == {0: ("relabel", names.index(relabelled))}
+    shown = [e.get_property("textContent") for e in find(fresh, "#help-keys dt")]
+    assert [key for key in shown if key[0].isdigit()] == ([] if digits is None else [digits])
+
+
+def test_caps_lock_and_other_scripts(fresh, tmp_path):
+    open_page(fresh, small_page(tmp_path / "page.html"))
+    press_code(fresh, "л", "KeyK")  # Russian
+    press_code(fresh, "Δ", "KeyD")  # Greek, Caps Lock
+    want = {0: ("keep", 0), 1: ("drop", None)}
+    assert stored_decisions(fresh) == want
+    press_code(fresh, "ü", "KeyU")  # a Latin letter is no other key
+    press_code(fresh, "é", "Digit2")
+    assert stored_decisions(fresh) == want
+    press_code(fresh, "Z", "KeyY")  # Caps Lock on a German keyboard: undo, by the letter
+    assert stored_decisions(fresh) == {0: ("keep", 0)}
+    press_code(fresh, "z", "KeyZ", shift=True)
+    assert stored_decisions(fresh) == want
+
+
+def test_earlier_decisions_are_there_at_once_and_taken_over_once(fresh, tmp_path):
+    given = np.arange(12) % 4
+    rows = [(0, "keep", 0), (1, "unsure", None), (11, "drop", None)]
+    decided = read_decisions(decisions_json(tmp_path / "d.json", given, decisions=rows)).decisions
+    path = small_page(tmp_path / "page.html", top=8)
+    open_page(fresh, path)
+    press(fresh, "d")  # of one's own, before the page was written with what was decided earlier
+    small_page(path, top=8, decisions=decided)
+    open_page(fresh, path)
+    assert [e.text for e in find(fresh, ".notice span")] == [
+        "Taken over from an earlier review: 2 decisions."
+    ]
+    want = {0: ("drop", None), 1: ("unsure", None), 11: ("drop", None)}
+    assert stored_decisions(fresh) == want
+    assert [b.text for b in find(fresh, ".card .badge")] == ["dropped", "unsure"]
+    press(fresh, keys().HOME, keys().ARROW_RIGHT, "x")
+    open_page(fresh, path)
+    del want[1]  # undecided again, and stays so
+    assert stored_decisions(fresh) == want
+    assert find(fresh, ".notice") == []
 
 
 def test_five_thousand_samples_stay_few_in_the_document(fresh, tmp_path):
@@ -432,7 +674,7 @@ def test_from_a_run_to_the_page_to_labels_to_a_run(fresh, tmp_path, downloads, m
     assert "--noise none" in said  # the corrected labels hold the noise that was left
     corrected = tmp_path / "first" / "corrected"
     given = np.loadtxt(tmp_path / "first" / "labels.csv", delimiter=",", skiprows=1, dtype=int)[:, 1]
-    labels = np.loadtxt(corrected / "labels.csv", delimiter=",", skiprows=1, dtype=int)[:, 1]
+    labels = np.loadtxt(corrected / "labels.csv", delimiter=",", skiprows=1, dtype=int, usecols=1)
     exclude = np.loadtxt(corrected / "exclude.csv", skiprows=1, dtype=int, ndmin=1)
     changed = {d.index: d.label for d in read_decisions(file).decisions if d.kind == "relabel"}
     assert set(np.flatnonzero(labels != given)) == set(changed)
@@ -449,6 +691,11 @@ def test_from_a_run_to_the_page_to_labels_to_a_run(fresh, tmp_path, downloads, m
         exclude=str(corrected / "exclude.csv"),
     )
     train(again, create=runs.linear)
+    open_page(fresh, review(tmp_path / "second", top=30))
+    decided = {d.index: d for d in read_decisions(file).decisions}
+    want = {i: ("keep" if d.kind == "relabel" else d.kind, d.label) for i, d in decided.items()}
+    assert len(want) == 6
+    assert stored_decisions(fresh, "second") == want
     with open(tmp_path / "second" / "labels.csv", newline="") as rows:
         assert [int(row["given_label"]) for row in csv.DictReader(rows)] == labels.tolist()
     with open(tmp_path / "second" / "dynamics.csv", newline="") as rows:

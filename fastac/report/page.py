@@ -11,6 +11,7 @@ import hashlib
 import html
 import json
 import math
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastac.data.label_files import labels_digest
+from fastac.decisions import Decision
 from fastac.extras import require
 from fastac.report.offsets import TopOffsets, top_offsets
 from fastac.report.thumbnails import thumbnail_side, thumbnail_uri
@@ -27,9 +29,9 @@ from fastac.report.thumbnails import thumbnail_side, thumbnail_uri
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["default_top", "write_review_page"]
+__all__ = ["checked_top", "clean_names", "default_top", "write_review_page"]
 
-_SCRIPTS = ("page", "store", "exchange", "filters", "charts", "gallery", "detail", "main")
+_SCRIPTS = ("page", "store", "exchange", "filters", "charts", "gallery", "detail", "bulk", "main")
 _FEWEST, _MOST = 100, 5000
 _LONGEST_TEXT = 20_000  # characters of a sample's text that the page carries
 _EPOCHS = 60  # points of a history that the page carries
@@ -42,14 +44,15 @@ def write_review_page(
     *,
     class_names: Sequence[str],
     labels: Any,
-    images: Sequence[Any] | np.ndarray | Callable[[int], Any] | None = None,
-    texts: Sequence[str] | Callable[[int], str] | None = None,
+    images: Sequence[Any] | np.ndarray | pd.Series | Mapping[int, Any] | Callable[[int], Any] | None = None,
+    texts: Sequence[str] | np.ndarray | pd.Series | Mapping[int, str] | Callable[[int], str] | None = None,
     alpha: Any = None,
     history: Mapping[str, Any] | None = None,
     title: str = "Label review",
     subtitle: str = "",
     run: str = "review",
     top: int | None = None,
+    decisions: Sequence[Decision] = (),
 ) -> None:
     """Write the page on which a person goes through the most suspicious samples.
 
@@ -65,9 +68,11 @@ def write_review_page(
         fingerprint by which decisions know their data.
     images: by sample id a PIL image, (H, W), (H, W, 1) or (H, W, 3) uint8 pixels, or None where there is none to show.
     texts: by sample id the text, cut after 20,000 characters.
+        Each is a sequence of N (a pandas Series goes by position, whatever its index), a mapping or function of the id.
     alpha: for bars, AC1's α, (N, K), as array, tensor or AlphaTable, or TopOffsets; AC2's (N,) adds nothing.
     history: a score by epoch: arrays `index` (n,) ids, `epoch` (E,), `score` (E, n); NaN where it is not known.
     title, subtitle: over the page. run: the run's name; browsers keep the decisions by fingerprint and this name.
+    decisions: what was decided before, as fastac.decisions.read_decisions has it: the page starts with it.
     top: how many samples; None: as many as are flagged, at least 100 and at most 5,000.
 
     Raises ValueError for arguments that do not fit each other.
@@ -75,7 +80,8 @@ def write_review_page(
     given = _labels(labels, len(class_names))
     if images is not None and texts is not None:
         raise ValueError("images and texts are both given; it should be one of them")
-    shown = issues.head(default_top(issues) if top is None else _checked_top(top))
+    image, text = _by_id("images", images, len(given)), _by_id("texts", texts, len(given))
+    shown = issues.head(default_top(issues) if top is None else checked_top(top))
     ids = _check_issues(shown, given, len(class_names))
     fingerprint = labels_digest(given)
     page: dict[str, Any] = {
@@ -85,15 +91,21 @@ def write_review_page(
         "fingerprint": fingerprint,
         "storage_key": f"{fingerprint[:32]}:{_clean(run, 200)}",
         "num_samples": len(given),
-        "class_names": [_clean(name) for name in class_names],
+        "class_names": clean_names(class_names),
         **_columns(shown),
-        **_pictures(images, ids),
-        "text": None if texts is None else [_clean(_item(texts, i), _LONGEST_TEXT) for i in ids.tolist()],
+        **_pictures(image, ids),
+        "text": None if text is None else [_clean(text(i), _LONGEST_TEXT) for i in ids.tolist()],
         "alpha": _alpha(alpha, shown, ids, len(given), len(class_names)),
         "history": _history(history, ids),
+        "earlier": _earlier(decisions, given, len(class_names)),
     }
     page["has_pictures"] = page["image"] is not None or page["text"] is not None
     _write(Path(path), _document(page))
+
+
+def clean_names(class_names: Sequence[str]) -> list[str]:
+    """The class names as pages have them."""
+    return [_clean(name) for name in class_names]
 
 
 def default_top(issues: pd.DataFrame) -> int:
@@ -180,19 +192,39 @@ def _columns(shown: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _pictures(images: Any, ids: np.ndarray) -> dict[str, Any]:
-    if images is None:
+def _pictures(read: Callable[[int], Any] | None, ids: np.ndarray) -> dict[str, Any]:
+    if read is None:
         return {"image": None, "pixelated": False}
     side, uris = thumbnail_side(len(ids)), []
     for i in ids.tolist():
-        image = _item(images, i)
+        image = read(i)
         uris.append(None if image is None else thumbnail_uri(image, side))
     small = all(uri is None or uri.startswith("data:image/png") for uri in uris)
     return {"image": uris, "pixelated": small}
 
 
-def _item(source: Any, index: int) -> Any:
-    return source(index) if callable(source) else source[index]
+def _by_id(name: str, source: Any, num_samples: int) -> Callable[[int], Any] | None:
+    """The item of a sample's id, from an argument's source of any kind."""
+    if source is None or callable(source):
+        return source
+    if isinstance(source, Mapping):
+
+        def item(index: int) -> Any:
+            if index not in source:
+                raise ValueError(
+                    f"{name} has nothing for id {index}; it should have all samples that are shown"
+                )
+            return source[index]
+
+        return item
+    if isinstance(source, str) or not hasattr(source, "__getitem__"):
+        raise ValueError(
+            f"{name} is a {type(source).__name__}; it should be a sequence, a mapping or a function"
+        )
+    if hasattr(source, "__len__") and len(source) != num_samples:
+        raise ValueError(f"{name} has {len(source)} items; it should have one a label, {num_samples}")
+    by_position = getattr(source, "iloc", source)  # pandas takes [i] for a name in its index
+    return lambda index: by_position[index]
 
 
 def _alpha(
@@ -237,6 +269,22 @@ def _history(history: Mapping[str, Any] | None, ids: np.ndarray) -> dict[str, An
     }
 
 
+def _earlier(decisions: Sequence[Decision], given: np.ndarray, num_classes: int) -> dict[str, Any] | None:
+    """Decisions, and a key by which a browser knows that it has taken them over."""
+    for decision in decisions:
+        if not 0 <= decision.index < len(given) or decision.given != given[decision.index]:
+            raise ValueError(
+                f"decisions has given_label {decision.given} for id {decision.index}; it should be as in labels"
+            )
+        if decision.label is not None and not 0 <= decision.label < num_classes:
+            raise ValueError(f"decisions has the label {decision.label}; it should be in [0, {num_classes})")
+    entries = [
+        [d.index, {"decision": d.kind, "label": d.label, "given": d.given, "time": d.time}] for d in decisions
+    ]
+    key = hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+    return {"key": key, "decisions": entries} if entries else None
+
+
 def _places(index: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Where each of `ids` is in `index`, -1 where it is not."""
     place = {int(i): n for n, i in enumerate(index.tolist())}
@@ -268,10 +316,12 @@ def _labels(labels: Any, num_classes: int) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _checked_top(top: int) -> int:
-    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+def checked_top(top: Any) -> int:
+    """`top` as an int. Raises ValueError where it is no whole number or below 1."""
+    whole = not isinstance(top, bool | np.bool_) and hasattr(top, "__index__")
+    if not whole or operator.index(top) < 1:
         raise ValueError(f"top is {top!r}; it should be a whole number, at least 1")
-    return top
+    return operator.index(top)
 
 
 def _suggested(shown: pd.DataFrame) -> np.ndarray:

@@ -86,7 +86,8 @@ function undoRedo(back) {
   const spot = ids.length ? view.indexOf(positionOf.get(ids[0]) ?? -1) : -1;
   if (spot >= 0) select(spot);
   announce(ids.length === 0 ? `Nothing to ${back ? "undo" : "redo"}`
-    : `${back ? "Undone" : "Redone"}: ${spot >= 0 ? describe(view[spot]) : plural(ids.length, "decision")}. ${progressText()}`);
+    : `${back ? "Undone" : "Redone"}: ${spot >= 0 && ids.length === 1 ? describe(view[spot]) : plural(ids.length, "decision")}. `
+      + progressText());
 }
 
 // ---- the chooser: any class, found by typing
@@ -108,7 +109,8 @@ function findClasses() {
   for (let label = 0; label < names.length; label++) {
     const name = names[label].toLowerCase();
     if (text === "" || name.includes(text) || String(label) === text) {
-      found.push([name === text || String(label) === text ? 0 : name.startsWith(text) ? 1 : 2, label]);
+      // A name before a number: in a folder's order the class "2" may be number 4.
+      found.push([name === text ? 0 : String(label) === text ? 1 : name.startsWith(text) ? 2 : 3, label]);
     }
   }
   found.sort(([a, one], [b, other]) => a - b || one - other);

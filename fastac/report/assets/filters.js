@@ -1,14 +1,23 @@
 // Which samples are shown, and in which order.
 
-const filter = { sort: "suspicion", status: "", given: null, suggested: null, kind: null };
+const filter = { sort: "suspicion", find: "", flagged: null, status: "", given: null, suggested: null, kind: null };
+const NO_FILTER = { find: "", flagged: null, status: "", given: null, suggested: null, kind: null };
 let view = []; // positions of the samples shown
 
 function fits(position) {
   const entry = decisions.get(page.index[position]);
   if (filter.status === "open" ? entry !== undefined : filter.status && entry?.decision !== filter.status) return false;
-  return (filter.given === null || page.given[position] === filter.given)
+  if (filter.find && !found(position, filter.find.toLowerCase())) return false;
+  return (filter.flagged === null || page.issue[position] === filter.flagged)
+    && (filter.given === null || page.given[position] === filter.given)
     && (filter.suggested === null || page.suggested[position] === filter.suggested)
     && (filter.kind === null || page.kind[position] === filter.kind);
+}
+
+// An id, with or without #, or a part of a path.
+function found(position, text) {
+  return text.replace(/^#/, "") === String(page.index[position])
+    || (page.path !== null && page.path[position].toLowerCase().includes(text));
 }
 
 function updateView() {
@@ -46,6 +55,11 @@ function buildFilters() {
   const byNumber = ([one], [other]) => one - other;
   fillSelect("filter-given", page.given, (label) => className(label, 40), byNumber);
   fillSelect("filter-suggested", page.suggested, (label) => className(label, 40), byNumber);
+  byId("find-label").textContent = page.path === null ? "Find by id" : "Find by id or path";
+  byId("filter-find").addEventListener("input", (event) => setFilter({ find: event.target.value.trim() }));
+  byId("filter-find").addEventListener("keydown", (event) => {
+    if (event.key === "Enter") gallery.focus();
+  });
   byId("filter-kind-field").hidden = !page.kind;
   if (page.kind) fillSelect("filter-kind", page.kind, (kind) => clip(kind, 60), ([, one], [, other]) => other - one);
   const bind = (id, key, read) => byId(id).addEventListener("change", (event) =>
@@ -53,17 +67,18 @@ function buildFilters() {
   const label = (text) => text === "" ? null : Number(text);
   bind("sort", "sort", (text) => text);
   bind("filter-status", "status", (text) => text);
+  bind("filter-flagged", "flagged", label);
   bind("filter-given", "given", label);
   bind("filter-suggested", "suggested", label);
   bind("filter-kind", "kind", (text) => text === "" ? null : text);
-  byId("filter-clear").addEventListener("click", () =>
-    setFilter({ status: "", given: null, suggested: null, kind: null }));
+  byId("filter-clear").addEventListener("click", () => setFilter(NO_FILTER));
 }
 
 function showFilters() {
   byId("sort").value = filter.sort;
   byId("filter-status").value = filter.status;
-  for (const key of ["given", "suggested", "kind"]) byId(`filter-${key}`).value = String(filter[key] ?? "");
+  if (byId("filter-find").value.trim() !== filter.find) byId("filter-find").value = filter.find;
+  for (const key of ["flagged", "given", "suggested", "kind"]) byId(`filter-${key}`).value = String(filter[key] ?? "");
   const chips = [];
   const chip = (text, cleared) => {
     const button = make("button", { type: "button", "aria-label": `Remove the filter: ${text}` },
@@ -71,6 +86,8 @@ function showFilters() {
     button.addEventListener("click", () => setFilter(cleared));
     chips.push(button);
   };
+  if (filter.find) chip(`found: ${clip(filter.find, 40)}`, { find: "" });
+  if (filter.flagged !== null) chip(filter.flagged ? "flagged" : "not flagged", { flagged: null });
   if (filter.given !== null) chip(`given: ${className(filter.given, 40)}`, { given: null });
   if (filter.suggested !== null) chip(`suggested: ${className(filter.suggested, 40)}`, { suggested: null });
   if (filter.kind !== null) chip(`kind: ${clip(filter.kind, 40)}`, { kind: null });

@@ -18,6 +18,10 @@ function picture(position) {
   return box;
 }
 
+function decidedText(entry) {
+  return entry.decision === "relabel" ? `relabelled to ${className(entry.label)}` : WORDS[entry.decision];
+}
+
 function decisionText(entry) {
   return entry.decision === "relabel" ? `→ ${className(entry.label)}` : WORDS[entry.decision];
 }
@@ -32,7 +36,7 @@ function describe(position) {
   const entry = decisions.get(page.index[position]), suggested = page.suggested[position];
   return `Sample ${page.index[position]}, given ${className(page.given[position])}, `
     + (suggested === null ? "no suggestion" : `suggested ${className(suggested)}`)
-    + (entry ? `, ${entry.decision === "relabel" ? `relabelled to ${className(entry.label)}` : WORDS[entry.decision]}` : "");
+    + (entry ? `, ${decidedText(entry)}` : "");
 }
 
 function fillCard(card, position) {

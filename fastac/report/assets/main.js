@@ -52,6 +52,18 @@ changed = (ids) => {
 
 // ---- keys
 
+// Digit keys choose the class of that number; of that name where all names are digits. Where a name has another number
+// in it ("1 star" as class 0) a key would be taken for that one, and there are none.
+function digitClasses() {
+  const texts = names.map((name) => name.trim());
+  if (texts.every((text) => /^[0-9]$/.test(text)) && new Set(texts).size === texts.length) {
+    return new Map(texts.map((text, label) => [text, label]));
+  }
+  const own = (text, label) => (text.match(/[0-9]+/g) ?? []).every((digits) => Number(digits) === label);
+  return new Map(names.length <= 10 && texts.every(own) ? texts.map((text, label) => [String(label), label]) : []);
+}
+
+const DIGITS = digitClasses();
 const ROWS_A_PAGE = () => Math.max(1, Math.floor(gallery.clientHeight / STEP));
 const MOVES = {
   ArrowRight: () => 1, n: () => 1, ArrowLeft: () => -1, p: () => -1, ArrowDown: () => columns,
@@ -60,8 +72,23 @@ const MOVES = {
 };
 const ACTIONS = {
   k: () => take("keep"), r: relabelToSuggested, c: openChooser, d: () => take("drop"), u: () => take("unsure"),
-  x: () => take(null), z: () => undoRedo(true), Z: () => undoRedo(false), "?": () => byId("help-dialog").showModal(),
+  x: () => take(null), z: (event) => undoRedo(!event.shiftKey), a: openAccept, "/": openFind,
+  "?": () => byId("help-dialog").showModal(),
 };
+
+function openFind() {
+  if (!byId("filter-find").checkVisibility()) byId("filters-toggle").click();
+  byId("filter-find").focus();
+  byId("filter-find").select();
+}
+
+// Letters as keys, whatever Caps Lock says; in Cyrillic, Greek and other scripts by the key's place.
+function keyOf(event) {
+  if (event.key.length > 1) return event.key;
+  const place = /^(?:Key([A-Z])|Digit([0-9]))$/.exec(event.code ?? "");
+  const foreign = /[\p{L}\p{Nd}]/u.test(event.key) && !/[0-9\p{Script=Latin}]/u.test(event.key);
+  return (foreign && place ? place[1] ?? place[2] : event.key).toLowerCase();
+}
 
 function move(key) {
   select(active + MOVES[key]());
@@ -71,17 +98,15 @@ function move(key) {
 document.addEventListener("keydown", (event) => {
   const field = event.target.closest?.("input, select, textarea, dialog");
   if (field || event.altKey || document.querySelector("dialog[open]")) return;
-  const key = event.key.length === 1 && event.key !== "Z" ? event.key.toLowerCase() : event.key;
+  const key = keyOf(event);
   let action = null;
   if (event.ctrlKey || event.metaKey) {
-    if (key.toLowerCase() === "z") action = () => undoRedo(!event.shiftKey);
+    if (key === "z") action = () => undoRedo(!event.shiftKey);
     else if (key === "y") action = () => undoRedo(false);
   } else if (key in MOVES && (key.length > 1 || options.keys)) action = () => move(key);
   else if (key === "Enter" && event.target.id === "gallery") action = relabelToSuggested;
-  else if (options.keys && key in ACTIONS) action = ACTIONS[key];
-  else if (options.keys && /^[0-9]$/.test(key) && names.length <= 10 && Number(key) < names.length) {
-    action = () => take("relabel", Number(key));
-  }
+  else if (options.keys && key in ACTIONS) action = () => ACTIONS[key](event);
+  else if (options.keys && DIGITS.has(key)) action = () => take("relabel", DIGITS.get(key));
   if (action === null) return;
   event.preventDefault();
   action();
@@ -90,7 +115,9 @@ document.addEventListener("keydown", (event) => {
 const HELP = [
   ["← → ↑ ↓", "previous, next, row above, row below (also P, N, Page Up, Page Down, Home, End)"],
   ["K", "keep the given label"], ["R or Enter", "relabel to the suggested class"], ["C", "choose another class"],
-  ...(names.length <= 10 ? [[`0 … ${names.length - 1}`, "relabel to the class of that number"]] : []),
+  ...(DIGITS.size ? [[[...DIGITS.keys()].sort().join(" "), `relabel to the class of that ${
+    [...DIGITS].every(([digit, label]) => names[label].trim() === digit) ? "name" : "number"}`]] : []),
+  ["A", "accept all suggestions shown (asks first)"], ["/", "find a sample"],
   ["D", "drop: leave the sample out of training"], ["U", "unsure: leave the label as it is"], ["X", "undecided again"],
   ["Z or Ctrl+Z", "undo"], ["Shift+Z or Ctrl+Y", "redo"], ["?", "this help"],
 ];
@@ -113,12 +140,13 @@ function connect() {
   const click = (id, action) => byId(id).addEventListener("click", action);
   click("undo", () => undoRedo(true));
   click("redo", () => undoRedo(false));
+  click("accept", openAccept);
   click("export-csv", () => download(exportCsv(), "text/csv;charset=utf-8", "csv"));
   click("export-json", () => download(exportJson(), "application/json", "json"));
   click("import", () => byId("import-file").click());
   byId("import-file").addEventListener("change", async (event) => {
     const [file] = event.target.files;
-    if (file) importText(await file.text(), file.name);
+    if (file) importFile(await file.arrayBuffer(), file.name);
     event.target.value = "";
   });
   click("help", () => byId("help-dialog").showModal());
@@ -147,6 +175,7 @@ byId("title").textContent = page.title;
 byId("subtitle").textContent = byId("subtitle").title = page.subtitle;
 showTheme();
 readFromBrowser();
+takeEarlier();
 connect();
 buildFilters();
 buildPairs();

@@ -7,17 +7,34 @@ const STEPS_KEPT = 200;
 const decisions = new Map();
 let done = []; // steps that can be undone; a step is a list of { id, before, after }
 let undone = [];
+let earlierTaken = null; // the key of the earlier decisions that are among them
 let storageWorks = true;
 let changed = () => {}; // set by main.js: called with the ids whose decision changed
 
-function validDecision(id, entry) {
-  const isClass = (label) => Number.isInteger(label) && label >= 0 && label < names.length;
-  return Number.isInteger(id) && id >= 0 && id < page.num_samples && entry !== null && typeof entry === "object"
-    && typeof entry.decision === "string" && Object.hasOwn(WORDS, entry.decision) && isClass(entry.given)
-    && typeof entry.time === "string" && !Number.isNaN(Date.parse(entry.time))
-    && (entry.decision === "keep" ? entry.label === entry.given
-      : entry.decision === "relabel" ? isClass(entry.label) && entry.label !== entry.given : entry.label === null);
+// What is wrong with a decision, null where it is right. fastac/decisions.py checks the same.
+function wrongIn(id, entry) {
+  if (entry === null || typeof entry !== "object") return "it is no decision";
+  const { decision, label, given, time } = entry;
+  const below = (value, end) => Number.isInteger(value) && value >= 0 && value < end;
+  const wrong = (name, value, should) =>
+    `${name} is ${clip(JSON.stringify(value) ?? "missing", 80)}; it should be ${should}`;
+  if (!below(id, page.num_samples)) return wrong("index", id, `a whole number in [0, ${page.num_samples})`);
+  if (!below(given, names.length)) return wrong("given_label", given, `a whole number in [0, ${names.length})`);
+  if (typeof decision !== "string" || !Object.hasOwn(WORDS, decision)) {
+    return wrong("decision", decision, "keep, relabel, drop or unsure");
+  }
+  if (typeof time !== "string" || !/^\d{4}-\d\d-\d\d/.test(time) || Number.isNaN(Date.parse(time))) {
+    return wrong("time", time, "like 2026-01-31T12:00:00Z");
+  }
+  if (decision === "drop" || decision === "unsure") return label === null ? null : wrong("label", label, `empty with ${decision}`);
+  if (!below(label, names.length)) return wrong("label", label, `a whole number in [0, ${names.length})`);
+  if ((label === given) === (decision === "keep")) return null;
+  return wrong("label", label, `${decision === "keep" ? "the given label" : "another label than the given one"} (${given}) `
+    + `with ${decision}`);
 }
+
+const validDecision = (id, entry) => wrongIn(id, entry) === null;
+const sameDecision = (one, other) => one.decision === other.decision && one.label === other.label;
 
 function place(id, entry) {
   if (entry === null) decisions.delete(id);
@@ -45,11 +62,15 @@ function travel(back) {
   return ids;
 }
 
-function decide(position, decision, label = null) {
-  const id = page.index[position], given = page.given[position];
+function entryFor(position, decision, label) {
+  const given = page.given[position];
   if (decision === "relabel" && label === given) decision = "keep";
   if (decision === "keep") label = given;
-  const after = decision === null ? null : { decision, label, given, time: now() };
+  return { decision, label, given, time: now() };
+}
+
+function decide(position, decision, label = null) {
+  const id = page.index[position], after = decision === null ? null : entryFor(position, decision, label);
   const before = decisions.get(id) ?? null;
   if (before === null && after === null) return;
   commit([{ id, before, after }]);
@@ -61,7 +82,8 @@ function now() {
 
 function keepInBrowser() {
   if (!storageWorks) return;
-  const write = (steps) => localStorage.setItem(STORAGE_KEY, JSON.stringify({ decisions: [...decisions], ...steps }));
+  const write = (steps) => localStorage.setItem(STORAGE_KEY, JSON.stringify(
+    { decisions: [...decisions], earlier: earlierTaken, ...steps }));
   try {
     try {
       write({ done: done.slice(-STEPS_KEPT), undone: undone.slice(-STEPS_KEPT) });
@@ -100,9 +122,20 @@ function takeState(text) {
     decisions.clear();
     for (const [id, entry] of entries) decisions.set(id, entry);
     [done, undone] = steps;
+    earlierTaken = state.earlier ?? null;
   } catch (error) {
     notice(`The decisions that this browser kept for this page can't be read (${error.message}).`, "error");
   }
+}
+
+// What was decided before this page was written, once: own decisions stay, and what is undecided again stays so.
+function takeEarlier() {
+  if (page.earlier === null || page.earlier.key === earlierTaken) return;
+  const fresh = page.earlier.decisions.filter(([id]) => !decisions.has(id));
+  for (const [id, entry] of fresh) place(id, entry);
+  earlierTaken = page.earlier.key;
+  keepInBrowser();
+  if (fresh.length) notice(`Taken over from an earlier review: ${plural(fresh.length, "decision")}.`);
 }
 
 // The same page in another tab.
