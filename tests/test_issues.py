@@ -233,6 +233,21 @@ def test_given_label_alpha():
     np.testing.assert_allclose(given_label_alpha(np.array([0.5, -0.25]), [1, 0]), [0.5, -0.25])
 
 
+def test_labels_of_two_classes_may_be_bool():
+    rng = np.random.default_rng(4)
+    alpha, labels = rng.normal(size=(30, 2)), rng.random(30) < 0.5
+    expected = find_label_issues(alpha, labels.astype(int), pred_labels=1 - labels)
+    assert expected["given_label"].dtype == np.int64
+    for given in (labels, labels.tolist(), torch.from_numpy(labels)):
+        pd.testing.assert_frame_equal(find_label_issues(alpha, given, pred_labels=~labels), expected)
+
+
+def test_percent_may_be_any_real_number():
+    alpha = np.arange(20.0)
+    for percent in (25, 25.0, np.float32(25), np.int64(25)):
+        assert find_label_issues(alpha, [0] * 20, percent=percent)["is_label_issue"].sum() == 5
+
+
 # ---- how many
 
 
@@ -359,7 +374,10 @@ def test_detection_scores_where_something_is_missing():
     [
         ({"labels": [0, 1, 2]}, r"labels must be \(4,\) integers, got \(3,\)"),
         ({"labels": [0.0, 1, 2, 0]}, r"labels must be \(4,\) integers, got \(4,\) float64"),
-        ({"labels": [True, False, True, False]}, "labels must be .* bool"),
+        (
+            {"labels": [[True], [False], [True], [False]]},
+            r"labels must be \(4,\) integers, got \(4, 1\) bool",
+        ),
         ({"labels": [0, 1, 2, 3]}, r"labels must be in \[0, 3\), got 3 for 1 of 4 samples \(ids 3\)"),
         ({"labels": [0, -100, 2, 1]}, r"labels must be in \[0, 3\), got -100 for 1 of 4 samples \(ids 1\)"),
         ({"method": "loss"}, r"method must be one of \('alpha', .*got 'loss'"),
@@ -389,6 +407,8 @@ def test_detection_scores_where_something_is_missing():
         ({"percent": -1}, "percent must be"),
         ({"percent": True}, "percent must be"),
         ({"percent": math.nan}, "percent must be"),
+        ({"percent": "5"}, "percent must be a number from 0 to 100, got '5'"),
+        ({"percent": [5]}, r"percent must be a number from 0 to 100, got \[5\]"),
         ({"class_names": ["a", "b"]}, "class_names must be 3 names, one a class, got 2"),
         ({"class_names": "abc"}, "class_names must be a sequence of names, got one string 'abc'"),
         ({"source": np.zeros(4), "class_names": ["a", "b"]}, r"labels must be in \[0, 2\)"),

@@ -191,6 +191,50 @@ def test_confidence_with_all_probabilities_is_confident_learning():
     assert (unknown_class["suggested_label"] < 4).all()
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, torch.bfloat16, list])
+def test_probabilities_are_not_taken_for_alpha(kind, monkeypatch):
+    monkeypatch.setattr(alpha_module, "_CHUNK_ELEMENTS", 400)
+    probs, given, _ = noisy_probabilities()
+    if isinstance(kind, torch.dtype):
+        source = torch.from_numpy(probs).to(kind)
+    else:
+        source = probs.tolist() if kind is list else probs.astype(kind)
+    dynamics = dynamics_frame(np.linspace(-1, 1, len(given)), np.linspace(0, 1, len(given)))
+    for options in ({}, {"dynamics": dynamics}, {"dynamics": dynamics, "method": "confidence"}):
+        with pytest.raises(ValueError, match="looks like probabilities .* pass method='confidence'"):
+            find_label_issues(source, given, **options)
+    find_label_issues(source, given, method="alpha")  # who says so is believed
+
+
+def test_alpha_is_not_taken_for_probabilities(monkeypatch):
+    monkeypatch.setattr(alpha_module, "_CHUNK_ELEMENTS", 400)
+    probs, given, _ = noisy_probabilities()
+    other_sum, negative = probs.copy(), probs.copy()
+    other_sum[-1] *= 0.95  # all but the last row are probabilities
+    negative[-1] += [0.5, -0.5, 0.1, -0.1]
+    for alpha in (np.zeros((800, 4)), np.ones((800, 4)), other_sum, negative):
+        by_alpha = find_label_issues(alpha, given, method="alpha")
+        pd.testing.assert_frame_equal(find_label_issues(alpha, given), by_alpha)
+
+
+def test_probabilities_past_one_by_rounding():
+    probs, given, _ = noisy_probabilities()
+    probs[:3] = np.eye(4)[given[:3]]
+    exact = find_label_issues(probs, given, method="confidence")
+    rounded = np.where(probs == 1, 1 + 1e-7, np.where(probs == 0, -1e-7, probs))
+    pd.testing.assert_frame_equal(find_label_issues(rounded, given, method="confidence"), exact)
+    own, label = rounded.max(axis=1), np.zeros(800, int)
+    by_own = find_label_issues(own.clip(0, 1), label, method="confidence")
+    pd.testing.assert_frame_equal(find_label_issues(own, label, method="confidence"), by_own)
+    for wrong in (1.01, -0.01):
+        with pytest.raises(
+            ValueError, match=r"source must hold probabilities in \[0, 1\], .* 1 of 800 .*ids 7\)"
+        ):
+            find_label_issues(
+                np.where(np.arange(800)[:, None] == 7, wrong, probs), given, method="confidence"
+            )
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_confidence_equals_cleanlabs(seed):
     pytest.importorskip("cleanlab")

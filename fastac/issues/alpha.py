@@ -15,9 +15,10 @@ from torch import Tensor
 from fastac.issues.checks import check_finite, check_range, integer_vector
 from fastac.table import AlphaTable
 
-__all__ = ["AlphaStatistics", "alpha_statistics", "given_label_alpha"]
+__all__ = ["AlphaStatistics", "alpha_statistics", "are_probabilities", "given_label_alpha"]
 
 _CHUNK_ELEMENTS = 1 << 21  # of α worked on at once, in float64: 16 MiB
+_NEAR_ONE = 1e-2  # of 1, for sums of probabilities: those of thousands of classes in half precision
 _COLUMNS = ("highest", "lowest", "given_alpha", "offset", "rival_offset", "rival")
 
 
@@ -98,6 +99,21 @@ def alpha_statistics(source: Any, labels: Any) -> AlphaStatistics:
 def given_label_alpha(source: Any, labels: Any) -> np.ndarray:
     """α̂ at each sample's given label, (N,) float64; AC2: α itself. Arguments as in alpha_statistics."""
     return alpha_statistics(source, labels).given_alpha
+
+
+def are_probabilities(source: Any) -> bool:
+    """Whether a source that would be read as α is an array (N, K) of probabilities: all in [0, 1], each row's sum 1. α
+    is not: the gauge holds class 0 at zero, and α* of all classes but the given one is below."""
+    if hasattr(source, "dense") or isinstance(source, AlphaStatistics):
+        return False
+    values = _alpha_array(source)
+    return values.ndim == 2 and all(_sum_to_one(rows.double()) for _, rows in _array_chunks(values))
+
+
+def _sum_to_one(rows: Tensor) -> bool:
+    low, high = rows.aminmax()
+    inside = bool(low >= -_NEAR_ONE) and bool(high <= 1 + _NEAR_ONE)
+    return inside and bool(((rows.sum(dim=1) - 1).abs() <= _NEAR_ONE).all())
 
 
 def _reduced(chunks: Iterator[tuple[slice, Tensor]], given: np.ndarray) -> np.ndarray:

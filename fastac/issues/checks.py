@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +27,9 @@ def host(values: Any) -> np.ndarray:
 
 
 def integer_vector(name: str, values: Any, length: int) -> np.ndarray:
+    """(N,) int64; bool is 0 and 1."""
     array = host(values)
-    if array.dtype.kind not in "iu" or array.shape != (length,):
+    if array.dtype.kind not in "biu" or array.shape != (length,):
         raise ValueError(f"{name} must be ({length},) integers, got {array.shape} {array.dtype}")
     return array.astype(np.int64)
 
@@ -50,7 +52,8 @@ def class_count(known: int | None, class_names: Sequence[str] | None) -> int | N
 
 
 def check_percent(name: str, percent: float) -> None:
-    if isinstance(percent, bool) or not 0 <= percent <= 100:
+    number = isinstance(percent, numbers.Real) and not isinstance(percent, bool)
+    if not number or not 0 <= percent <= 100:
         raise ValueError(f"{name} must be a number from 0 to 100, got {percent!r}")
 
 

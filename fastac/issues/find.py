@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fastac.extras import require
-from fastac.issues.alpha import AlphaStatistics, alpha_statistics
+from fastac.issues.alpha import AlphaStatistics, alpha_statistics, are_probabilities
 from fastac.issues.checks import (
     check_percent,
     check_range,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "find_label_issues", "issues_frame"]
 
+_ROUNDING = 1e-3  # by which an average of probabilities may lie outside [0, 1], in half precision
 _RANK: dict[str, Callable[[Scores], Ranking]] = {
     "alpha": rank_alpha,
     "aum": rank_aum,
@@ -63,9 +64,9 @@ def find_label_issues(
         `aum`, or their frame). With method "aum" also the AUM itself, (N,), NaN for samples that were never seen; with
         "confidence" the mean probability of the given label, (N,), or the probabilities of all classes, (N, K), best
         from networks that were not trained on the sample.
-    labels: (N,) integers in [0, K), the labels that were trained on.
+    labels: (N,) integers in [0, K), the labels that were trained on; bool where K is 2.
     method: "alpha", Algorithm 2; "aum"; "confidence", the probability of the given label; "combined". None: "combined"
-        where there are dynamics, else "alpha".
+        where there are dynamics, else "alpha"; probabilities need "confidence", and are refused without.
     percent: Algorithm 2's τ, in per cent of N: the first round(percent / 100 · N) of the ranking are label
         issues. None takes them from the distribution of the scores, see below.
     class_names: K names; adds the columns given_class and suggested_class.
@@ -119,6 +120,7 @@ def find_label_issues(
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if percent is not None:
         check_percent("percent", percent)
+    _check_not_probabilities(source, method, dynamics)
     if method is None:
         method = "combined" if dynamics is not None or _holds_dynamics(source) else "alpha"
     scores = _read(source, labels, method, dynamics, class_names)
@@ -235,6 +237,17 @@ def _read(source: Any, labels: Any, method: str, dynamics: Any, class_names: Seq
     return Scores(given, classes, **known)
 
 
+def _check_not_probabilities(source: Any, method: str | None, dynamics: Any) -> None:
+    """α is what an array stands for where the method does not say otherwise; probabilities would rank at random."""
+    if _holds_dynamics(source) or method == "alpha" or (method is not None and dynamics is None):
+        return
+    if are_probabilities(source):
+        raise ValueError(
+            "source looks like probabilities of all classes (in [0, 1], each row's sum is 1), not like α: for "
+            "probabilities pass method='confidence' and no dynamics"
+        )
+
+
 def _check_method(method: str, source: Any, known: dict[str, Any]) -> None:
     needs = {
         "alpha": ("alpha",),
@@ -271,10 +284,11 @@ def _dynamics_columns(name: str, dynamics: Any) -> dict[str, np.ndarray]:
 
 def _probabilities(source: Any) -> dict[str, np.ndarray]:
     values = _numbers("source", source, ("(N,)", "(N, K)"))
-    inside = (values >= 0) & (values <= 1)
+    inside = (values >= -_ROUNDING) & (values <= 1 + _ROUNDING)
     rows: np.ndarray = ~(inside | np.isnan(values)) if values.ndim == 1 else ~np.all(inside, axis=1)
     if rows.any():
         raise ValueError(f"source must hold probabilities in [0, 1], it does not for {count_and_ids(rows)}")
+    np.clip(values, 0, 1, out=values)
     return {"confidence": values} if values.ndim == 1 else {"pred_probs": values}
 
 
