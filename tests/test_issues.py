@@ -193,6 +193,21 @@ def test_class_names_add_columns():
     assert pd.isna(frame["suggested_class"][1])
 
 
+def test_class_names_by_class():
+    alpha, listed = np.eye(11)[:5] - np.eye(11)[10], [f"name {k}" for k in range(11)]
+    labels = [10, 1, 2, 3, 9]
+    expected = find_label_issues(alpha, labels, class_names=listed)
+    assert expected.set_index("index")["given_class"].sort_index().tolist() == [listed[k] for k in labels]
+    shuffled = sorted(enumerate(listed), key=lambda pair: pair[0] * 7 % 11)
+    for names in (
+        dict(shuffled),
+        {str(k): name for k, name in shuffled},  # as in a config.json
+        {np.int64(k): name for k, name in shuffled},
+        pd.Series(listed, index=range(100, 111)),  # by position
+    ):
+        pd.testing.assert_frame_equal(find_label_issues(alpha, labels, class_names=names), expected)
+
+
 def test_sources_of_every_kind_agree():
     rng = np.random.default_rng(2)
     alpha, labels = rng.normal(size=(40, 3)).astype(np.float32), rng.integers(0, 3, 40)
@@ -411,6 +426,13 @@ def test_detection_scores_where_something_is_missing():
         ({"percent": [5]}, r"percent must be a number from 0 to 100, got \[5\]"),
         ({"class_names": ["a", "b"]}, "class_names must be 3 names, one a class, got 2"),
         ({"class_names": "abc"}, "class_names must be a sequence of names, got one string 'abc'"),
+        (
+            {"class_names": {"cat": 0, "dog": 1, "eel": 2}},
+            r"class_names must have a name for each class .* got the keys \['cat', 'dog', 'eel'\]",
+        ),
+        ({"class_names": {1: "a", 2: "b", 3: "c"}}, "class_names must have a name for each class from 0"),
+        ({"class_names": {0: "a", "0": "b", 1: "c"}}, "class_names must have a name for each class from 0"),
+        ({"class_names": {0: "a", 1: "b"}}, "class_names must be 3 names, one a class, got 2"),
         ({"source": np.zeros(4), "class_names": ["a", "b"]}, r"labels must be in \[0, 2\)"),
         ({"pred_labels": [0, 1, 2, 3]}, r"pred_labels must be in \[0, 3\), got 3"),
         ({"pred_labels": [0, 1]}, r"pred_labels must be \(4,\) integers"),

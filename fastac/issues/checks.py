@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 __all__ = [
+    "ClassNames",
     "check_finite",
     "check_percent",
     "check_range",
@@ -18,8 +19,12 @@ __all__ = [
     "count_and_ids",
     "host",
     "integer_vector",
+    "listed_names",
     "vector",
 ]
+
+ClassNames = Sequence[str] | Mapping[int, str] | Mapping[str, str]
+"""K names by class: in order, or {0: …, 1: …} as transformers' id2label, or {"0": …} as that is in a config.json."""
 
 
 def host(values: Any) -> np.ndarray:
@@ -40,12 +45,25 @@ def vector(values: Any) -> np.ndarray:
     return array.astype(np.float64)
 
 
+def listed_names(class_names: ClassNames) -> list[str]:
+    """K names in the classes' order."""
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names must be a sequence of names, got one string {class_names!r}")
+    if not isinstance(class_names, Mapping):
+        return [str(name) for name in class_names]
+    by_class = {str(key): str(name) for key, name in class_names.items()}
+    ordered = [str(k) for k in range(len(class_names))]
+    if by_class.keys() != set(ordered):
+        raise ValueError(
+            f"class_names must have a name for each class from 0 to K − 1, got the keys {list(class_names)[:10]}"
+        )
+    return [by_class[key] for key in ordered]
+
+
 def class_count(known: int | None, class_names: Sequence[str] | None) -> int | None:
     """K as the scores or class_names have it; None where neither does."""
     if class_names is None:
         return known
-    if isinstance(class_names, str):
-        raise ValueError(f"class_names must be a sequence of names, got one string {class_names!r}")
     if known not in (None, len(class_names)):
         raise ValueError(f"class_names must be {known} names, one a class, got {len(class_names)}")
     return len(class_names)

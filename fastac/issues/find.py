@@ -12,11 +12,13 @@ from torch import Tensor
 from fastac.extras import require
 from fastac.issues.alpha import AlphaStatistics, alpha_statistics, are_probabilities
 from fastac.issues.checks import (
+    ClassNames,
     check_percent,
     check_range,
     class_count,
     count_and_ids,
     integer_vector,
+    listed_names,
     vector,
 )
 from fastac.issues.kinds import issue_kinds
@@ -51,7 +53,7 @@ def find_label_issues(
     *,
     method: str | None = None,
     percent: float | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     pred_labels: Any = None,
     other_labels: Any = None,
     dynamics: Any = None,
@@ -69,7 +71,8 @@ def find_label_issues(
         where there are dynamics, else "alpha"; probabilities need "confidence", and are refused without.
     percent: Algorithm 2's τ, in per cent of N: the first round(percent / 100 · N) of the ranking are label
         issues. None takes them from the distribution of the scores, see below.
-    class_names: K names; adds the columns given_class and suggested_class.
+    class_names: K names, in order or by class, as in transformers' id2label; adds the columns given_class and
+        suggested_class.
     pred_labels: (N,) integers in [0, K), what the network predicts without α: the suggested labels.
     other_labels: with pred_labels, (N,) integers in [0, K): the network's best class other than the given one.
     dynamics: TrainingDynamics or their frame (a DataFrame with index, aum and p_mean), beside a source that holds α.
@@ -120,10 +123,11 @@ def find_label_issues(
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if percent is not None:
         check_percent("percent", percent)
+    names = None if class_names is None else listed_names(class_names)
     _check_not_probabilities(source, method, dynamics)
     if method is None:
         method = "combined" if dynamics is not None or _holds_dynamics(source) else "alpha"
-    scores = _read(source, labels, method, dynamics, class_names)
+    scores = _read(source, labels, method, dynamics, names)
     size, classes = len(scores.given), scores.num_classes
     predicted, other = (
         _labels_or_none(name, values, size, classes)
@@ -139,7 +143,7 @@ def find_label_issues(
         kind[flagged] = issue_kinds(scores.alpha, scores.confidence)[flagged]
     if predicted is not None:
         ranking.suggested = _suggestions(predicted, other, ranking.suggested, scores.given, flagged)
-    return issues_frame(scores, ranking, flagged, kind, class_names)
+    return issues_frame(scores, ranking, flagged, kind, names)
 
 
 def issues_frame(
@@ -167,7 +171,7 @@ def issues_frame(
         if values is not None:
             columns[name] = values
     if class_names is not None:
-        names = np.array([str(name) for name in class_names], dtype=object)
+        names = np.array(class_names, dtype=object)
         columns["given_class"] = names[scores.given]
         columns["suggested_class"] = pandas.Series(names[ranking.suggested]).mask(unknown, None)
     return pandas.DataFrame(columns).iloc[ranking.order].reset_index(drop=True)
