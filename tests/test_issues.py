@@ -76,6 +76,9 @@ def test_ranking_is_algorithm_2_for_every_percent(seed, levels):
     # K = 4 and quarters: means are exact, so ties are ties for both; with few levels most ranks are tied
     rng = np.random.default_rng(seed)
     alpha = rng.integers(-levels, levels + 1, (40, 4)) / 4
+    alpha[(alpha == alpha[:, :1]).all(axis=1), 1] += (
+        0.25  # a row of one number is none of a sample that was drawn
+    )
     labels = rng.integers(0, 4, 40)
     for num_missing in range(41):
         frame = find_label_issues(alpha, labels, percent=100 * num_missing / 40)
@@ -106,7 +109,8 @@ def test_numbers_of_one_small_table():
     assert frame["suggested_label"].tolist() == [1, 0, 0, pd.NA]
     assert str(frame["suggested_label"].dtype) == "Int64"
     assert frame["is_label_issue"].tolist() == [True, True, False, False]
-    assert frame["label_quality"].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert frame["label_quality"][:3].tolist() == pytest.approx([0, 1 / 2, 1])
+    assert math.isnan(frame["label_quality"][3])  # α as before training: never drawn
     assert frame["alpha_max"].tolist() == [4, 3, 1, 0]
     assert frame["alpha_min"].tolist() == [-5, -2, -1, 0]
     assert frame["max_rank"].tolist() == [25, 50, 75, 100]
@@ -147,11 +151,14 @@ def test_label_issues_that_were_learned_by_heart_get_another_suggestion():
     alpha = np.array([[0.0, 0.1, -0.9], [0, 0.2, -0.8], [0.0, 0.0, 0.0], [0, 0, 0], [0, 0, 0]])
     given, predicted, other = [1, 1, 0, 0, 1], [1, 0, 0, 2, 1], [0, 0, 2, 2, 2]
     both = {"percent": 60, "pred_labels": predicted, "other_labels": other}
-    frame = find_label_issues(alpha, given, **both).set_index("index")
+    by_alpha = {"method": "alpha", "dynamics": Dynamics(np.zeros(5))}  # so all have been seen
+    frame = find_label_issues(alpha, given, **by_alpha, **both).set_index("index")
     assert frame["is_label_issue"].sort_index().tolist() == [True, True, True, False, False]
     # By α; by the prediction; by the runner-up, for α is one number; what is no issue keeps the prediction.
     assert frame["suggested_label"].sort_index().tolist() == [2, 0, 2, 2, 1]
-    without = find_label_issues(alpha, given, percent=60, pred_labels=predicted).set_index("index")
+    without = find_label_issues(alpha, given, **by_alpha, percent=60, pred_labels=predicted).set_index(
+        "index"
+    )
     assert without["suggested_label"].sort_index().tolist() == [2, 0, 0, 2, 1]
     aum = np.array([-3.0, -2, -1, 1, 2])
     by_aum = find_label_issues(aum, given, method="aum", **both).set_index("index")
@@ -182,6 +189,44 @@ def test_aum_ranks_ascending_and_puts_unseen_samples_last():
     assert everything["is_label_issue"].sum() == 4  # never a sample that nobody has seen
     nothing = find_label_issues(np.full(3, np.nan), [0, 1, 2], method="aum", percent=100)
     assert nothing["is_label_issue"].sum() == 0
+
+
+@pytest.mark.parametrize("form", ["ac1", "ac2"])
+def test_alpha_of_samples_never_drawn(form):
+    alpha, labels, _, wrong = mixture(900, 100)
+    alpha[:, 0] = 0
+    if form == "ac2":
+        alpha = alpha[np.arange(1000), labels] - 0.01  # some below zero: zero is not the lowest
+    drawn = find_label_issues(alpha, labels)
+    assert drawn["label_quality"].notna().all()
+    never = [3, 500, *range(990, 1000)]
+    alpha[never] = 0
+    frame = find_label_issues(alpha, labels, class_names=[f"c{k}" for k in range(10)])
+    assert frame["index"][988:].tolist() == never
+    assert frame["label_quality"][988:].isna().all()
+    assert (frame["alpha_max"][988:] == 0).all()
+    # All others as if these were not there, also how many are issues: they are not taken for small α.
+    alone = np.setdiff1d(np.arange(1000), never)
+    others = find_label_issues(alpha[alone], labels[alone])
+    assert frame["index"][:988].tolist() == alone[others["index"]].tolist()
+    for name in ("label_quality", "is_label_issue", "suggested_label", "kind"):
+        pd.testing.assert_series_equal(frame[name][:988], others[name])
+    assert 50 < frame["is_label_issue"].sum() == others["is_label_issue"].sum()
+    everything = find_label_issues(alpha, labels, percent=100)
+    assert set(everything["index"][~everything["is_label_issue"]]) == set(never)
+    nobody = find_label_issues(np.zeros_like(alpha), labels, percent=50)
+    assert nobody["label_quality"].isna().all()
+    assert nobody["is_label_issue"].sum() == 0
+
+
+def test_by_the_aum_a_sample_was_seen_or_not():
+    alpha, labels, _, _ = mixture(90, 10)
+    alpha[[4, 5]] = 0
+    aum = np.linspace(-2, 2, 100)
+    aum[[5, 6]] = np.nan
+    frame = find_label_issues(alpha, labels, method="alpha", dynamics=Dynamics(aum))
+    assert frame["index"][97:].tolist() == [4, 5, 6]  # 4 was seen
+    assert frame["label_quality"].isna().tolist() == [False] * 98 + [True] * 2
 
 
 def test_class_names_add_columns():
@@ -394,7 +439,13 @@ def test_detection_scores_where_something_is_missing():
             r"labels must be \(4,\) integers, got \(4, 1\) bool",
         ),
         ({"labels": [0, 1, 2, 3]}, r"labels must be in \[0, 3\), got 3 for 1 of 4 samples \(ids 3\)"),
-        ({"labels": [0, -100, 2, 1]}, r"labels must be in \[0, 3\), got -100 for 1 of 4 samples \(ids 1\)"),
+        ({"labels": [0, -1, 2, -100]}, r"labels must be in \[0, 3\), got -1 for 1 of 4 samples \(ids 1\)"),
+        (
+            {"labels": [0, -100, 2, -1], "ignore_index": -1},
+            r"labels must be in \[0, 3\), got -100 for 1 of 4 samples \(ids 1\)",
+        ),
+        ({"ignore_index": "-100"}, "ignore_index must be an integer, got '-100'"),
+        ({"pred_labels": [0, -100, 2, 1]}, r"pred_labels must be in \[0, 3\), got -100"),
         ({"method": "loss"}, r"method must be one of \('alpha', .*got 'loss'"),
         ({"method": "aum"}, r"source must hold floating-point numbers \(N,\), got \(4, 3\)"),
         ({"source": np.zeros((4, 3), int)}, r"source must hold floating-point numbers .* int64"),

@@ -158,6 +158,73 @@ def test_samples_never_seen_come_last_in_every_method():
         assert find_label_issues(nobody, [0, 1, 2, 3], method=method)["is_label_issue"].sum() == 0
 
 
+def only_the_labelled(frame, labelled):
+    """The rows of the samples that have a label, by what they are called among these."""
+    rows = frame[frame["index"].isin(labelled)].reset_index(drop=True)
+    return rows.assign(index=np.searchsorted(labelled, rows["index"]))
+
+
+@pytest.mark.parametrize("ignore_index", [-100, -1, 4, 255])
+@pytest.mark.parametrize(
+    "method", ["combined", "alpha", "alpha alone", "ac2", "aum", "confidence", "pred_probs"]
+)
+def test_ignored_labels_are_as_never_seen(method, ignore_index):
+    probs, given, wrong = noisy_probabilities(size=300, classes=5)
+    rng = np.random.default_rng(1)
+    labels = np.where(rng.random(300) < 0.1, ignore_index, given)
+    ignored = labels == ignore_index
+    labelled = np.flatnonzero(~ignored)
+    own = probs[np.arange(300), given]
+    dynamics = dynamics_frame(np.log(own) - np.log(1 - own), own)
+    alpha = (np.eye(5)[given] - probs) * np.where(wrong, 1, 0.01)[:, None]
+    alpha[:, 0] = 0
+
+    def find(ids, given):
+        some = {"ignore_index": ignore_index, "class_names": list("abcde")}
+        part = dynamics.iloc[ids].assign(index=np.arange(len(ids)))
+        if method == "pred_probs":
+            return find_label_issues(probs[ids], given, method="confidence", **some)
+        if method in ("alpha alone", "ac2"):
+            return find_label_issues((alpha if method != "ac2" else alpha[:, 1] ** 2)[ids], given, **some)
+        if method in ("combined", "alpha"):
+            return find_label_issues(alpha[ids], given, method=method, dynamics=part, **some)
+        return find_label_issues(part, given, method=method, **some)
+
+    frame = find(np.arange(300), labels)
+    last = frame[-int(ignored.sum()) :]
+    assert last["index"].tolist() == np.flatnonzero(ignored).tolist()
+    assert last["label_quality"].isna().all()
+    assert not last["is_label_issue"].any()
+    assert (last["given_label"] == ignore_index).all()
+    assert last["kind"].isna().all()
+    assert (last["given_class"].isna() | (last["given_class"] == "e")).all()
+    if method == "pred_probs":
+        assert last["suggested_label"].tolist() == probs[ignored].argmax(axis=1).tolist()
+    else:
+        assert last["suggested_label"].isna().all()
+    # All others are ranked as if these were not there.
+    ranks = ["max_rank", "min_rank"]  # of all rows of α
+    expected, found = find(labelled, labels[labelled]), only_the_labelled(frame, labelled)
+    pd.testing.assert_frame_equal(found.drop(columns=ranks), expected.drop(columns=ranks))
+    assert expected["is_label_issue"].any()
+
+
+def test_labels_that_are_all_ignored():
+    probs, given, _ = noisy_probabilities(size=20)
+    dynamics = dynamics_frame(np.linspace(-1, 1, 20), np.linspace(0, 1, 20))
+    for source, method in (
+        (probs, "confidence"),
+        (probs, "alpha"),
+        (probs[:, 0], "alpha"),
+        (dynamics, "confidence"),
+        (dynamics, "combined"),
+        (dynamics, "aum"),
+    ):
+        frame = find_label_issues(source, np.full(20, -100), method=method, percent=50)
+        assert frame["label_quality"].isna().all()
+        assert not frame["is_label_issue"].any()
+
+
 # ---- confidence
 
 
@@ -312,6 +379,7 @@ def test_a_table_is_read_by_parts_and_never_as_a_whole(form, monkeypatch):
     table = fastac.AlphaTable(500, 40, form=form, momentum=0.9)
     table.lr = 0.1
     labels = torch.arange(500) % 40
+    labels[::9] = -100
     criterion = fastac.AutoCleansingLoss(table)
     for ids in torch.randperm(500).split(50):
         criterion(torch.randn(50, 40, requires_grad=True), labels[ids], ids).backward()

@@ -18,6 +18,7 @@ __all__ = [
     "class_count",
     "count_and_ids",
     "host",
+    "ignored_labels",
     "integer_vector",
     "listed_names",
     "vector",
@@ -75,8 +76,20 @@ def check_percent(name: str, percent: float) -> None:
         raise ValueError(f"{name} must be a number from 0 to 100, got {percent!r}")
 
 
-def check_range(name: str, labels: np.ndarray, num_classes: int | None) -> None:
+def ignored_labels(labels: np.ndarray, ignore_index: int) -> np.ndarray:
+    """(N,) bool: where a label is ignore_index."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
+        raise ValueError(f"ignore_index must be an integer, got {ignore_index!r}")
+    return labels == int(ignore_index)
+
+
+def check_range(
+    name: str, labels: np.ndarray, num_classes: int | None, ignored: np.ndarray | None = None
+) -> None:
+    """ValueError for a label outside [0, K) that is not ignored."""
     bad = (labels < 0) | (labels >= (math.inf if num_classes is None else num_classes))
+    if ignored is not None:
+        bad &= ~ignored
     if bad.any():
         want = "0 or more" if num_classes is None else f"in [0, {num_classes})"
         raise ValueError(f"{name} must be {want}, got {labels[bad][0]} for {count_and_ids(bad)}")
