@@ -48,13 +48,6 @@ class AlphaStatistics:
     def __len__(self) -> int:
         return len(self.given)
 
-    @property
-    def drawn(self) -> np.ndarray:
-        """(N,) bool: whether training has written the row. False where it is one number (AC2: zero), as it starts, and
-        where the label is ignored."""
-        written = self.highest != (self.lowest if self.form == "ac1" else 0.0)
-        return written & ~np.isnan(self.offset)
-
     def arrays(self) -> dict[str, np.ndarray]:
         """What `from_arrays` takes, for an .npz file."""
         columns = {f"alpha_{name}": getattr(self, name) for name in (*_COLUMNS, "given")}
@@ -69,6 +62,13 @@ class AlphaStatistics:
         classes = int(arrays["alpha_classes"]) or None
         columns = {name: arrays[f"alpha_{name}"] for name in (*_COLUMNS, "given")}
         return cls(str(arrays["alpha_form"]), classes, **columns)
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """(N,) bool: whether training has written the row. False where it is one number (AC2: zero), as it starts, and
+        where the label is ignored."""
+        written = self.highest != (self.lowest if self.form == "ac1" else 0.0)
+        return written & ~np.isnan(self.offset)
 
 
 def alpha_statistics(source: Any, labels: Any, *, ignore_index: int = -100) -> AlphaStatistics:

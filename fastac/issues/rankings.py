@@ -86,7 +86,7 @@ def rank_alpha(scores: Scores) -> Ranking:
     else:
         order = by_highest
     suggested = _alpha_suggestions(alpha)
-    number = _alpha_issues(alpha, seen) if scores.aum is None else int((_aum_wrong(scores) > 0.5).sum())
+    number = _alpha_issues(alpha) if scores.aum is None else int((_aum_wrong(scores) > 0.5).sum())
     return Ranking(order, *_by_position(order, int(seen.sum()), number), suggested, columns)
 
 
@@ -196,10 +196,10 @@ def _aum_wrong(scores: Scores) -> np.ndarray:
     return wrong
 
 
-def _alpha_issues(alpha: AlphaStatistics, seen: np.ndarray) -> int:
-    """How many of the samples seen α itself has in its upper group: by the logarithm of α* at the given label less the
-    rival's (AC2: of α), because clean labels have α over several orders of magnitude."""
-    size = (alpha.offset - alpha.rival_offset if alpha.form == "ac1" else alpha.offset)[seen]
+def _alpha_issues(alpha: AlphaStatistics) -> int:
+    """How many samples α itself has in its upper group: by the logarithm of α* at the given label less the rival's
+    (AC2: of α), because clean labels have α over several orders of magnitude."""
+    size = (alpha.offset - alpha.rival_offset if alpha.form == "ac1" else alpha.offset)[alpha.drawn]
     if size.max(initial=0.0) <= 0:
         return 0
     size = np.maximum(size / size.max(), _LEAST_ALPHA)

@@ -262,7 +262,7 @@ def _clean(text: Any, longest: int | None = None) -> str:
 
 def _labels(labels: Any, num_classes: int) -> np.ndarray:
     array = labels.detach().cpu().numpy() if hasattr(labels, "detach") else np.asarray(labels)
-    if array.dtype.kind not in "iu" or array.ndim != 1:
+    if array.dtype.kind not in "biu" or array.ndim != 1:
         raise ValueError(f"labels is {array.dtype} {array.shape}; it should be integers (N,)")
     if array.size == 0 or array.min() < 0 or array.max() >= num_classes:
         span = f"from {array.min()} to {array.max()}" if array.size else "empty"
