@@ -56,6 +56,7 @@ for _ in range(options.epochs):
 
 with torch.no_grad():
     accuracy = (model(inputs[N:].to(accelerator.device)).argmax(1).cpu() == truth[N:]).float().mean()
+cleansing.merge()  # what several processes recorded
 found = cleansing.issues(labels)["index"][: int(flipped.sum())].tolist()
 accelerator.print(f"test accuracy {accuracy:.1%}")
 accelerator.print(

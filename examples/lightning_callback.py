@@ -68,8 +68,6 @@ trainer = lightning.Trainer(
     enable_progress_bar=False,
     enable_model_summary=False,
 )
-if options.output:
-    options.output.mkdir(parents=True, exist_ok=True)
 trainer.fit(module, torch.utils.data.DataLoader(dataset, batch_size=50, shuffle=True))
 
 with torch.no_grad():

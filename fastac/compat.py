@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,10 @@ class AUMCalculator:
     Beyond the package: sample ids may be a tensor or an array of integers; batches of one; it can be pickled. Margins
     wait where the logits are, and come to the host once in 262,144 visits, or when counts, sums, records or files are
     asked for.
+
+    Unlike the package's: counts, sums and records are copies of what is so far, so emptying them resets nothing (make
+    a new calculator); update() returns a Mapping that is no dict (`dict(result)` is one); shapes that don't fit are
+    refused.
     """
 
     def __init__(self, save_dir: str | os.PathLike[str], compressed: bool = True):
@@ -87,31 +91,36 @@ class AUMCalculator:
 
     @torch.no_grad()
     def update(
-        self, logits: Tensor, targets: Tensor, sample_ids: Sequence[Hashable] | Tensor | np.ndarray
+        self, logits: Tensor, targets: Tensor, sample_ids: Iterable[Hashable] | Tensor | np.ndarray
     ) -> Mapping[Any, AUMRecord]:
         """Take one measurement of each sample of a batch.
 
-        logits: (B, K). targets: (B,) int64. sample_ids: B strings, integers or other hashables; a tensor stays on its
-        device. Returns the samples' AUMRecords by id as of this update, in a mapping that makes them when they are
-        read; a result that is kept until the next update costs a transfer to the host.
+        logits: (B, K). targets: (B,) or (B, 1) int64. sample_ids: B strings, integers or other hashables; a tensor
+        stays on its device. All three may be overwritten after. Returns the samples' AUMRecords by id as of this
+        update, in a mapping that makes them when they are read; a result that is kept until the next update costs a
+        transfer to the host.
 
         ValueError for shapes that don't fit (the package drops what is too much), and nothing counted.
         """
-        if logits.ndim != 2 or targets.shape != logits.shape[:1] or len(sample_ids) != len(logits):
+        if not isinstance(sample_ids, Tensor | np.ndarray):
+            sample_ids = list(sample_ids)
+        batch = logits.shape[:1]
+        if logits.ndim != 2 or targets.shape not in (batch, (*batch, 1)) or len(sample_ids) != len(logits):
             raise ValueError(
                 f"logits must have shape (B, K), targets (B,), and sample_ids B ids; got {tuple(logits.shape)}, "
                 f"{tuple(targets.shape)} and {len(sample_ids)}"
             )
         if self._latest is not None and (earlier := self._latest()) is not None:
             earlier.freeze()
-        column = targets.view(-1, 1)
+        targets = targets.reshape(-1).clone()  # the caller's may be a buffer for the next batch
+        column = targets[:, None]
         value = logits.gather(1, column)[:, 0]
         others = logits.scatter(1, column, -torch.inf)
         if self.compressed:
             other_value, details = others.amax(1), None
         else:
             other_value, other = others.max(1)
-            details = (targets.clone(), value, other, other_value)
+            details = (targets, value, other, other_value)
         update = _Update(*self._identify(sample_ids), value - other_value, details)
         self._waiting.append(update)
         self._num_waiting += len(logits)
@@ -193,19 +202,19 @@ class AUMCalculator:
 
     @property
     def counts(self) -> dict[Any, int]:
-        """Measurements of each sample, by id."""
+        """Measurements of each sample, by id; a copy."""
         self._settle()
         return dict(zip(self._places, self._counts.tolist(), strict=True))
 
     @property
     def sums(self) -> dict[Any, float]:
-        """Sum of each sample's margins, by id."""
+        """Sum of each sample's margins, by id; a copy."""
         self._settle()
         return dict(zip(self._places, self._sums.tolist(), strict=True))
 
     @property
     def records(self) -> list[AUMRecord]:
-        """Every measurement, in order; with compressed=False only."""
+        """Every measurement, in order, a copy; with compressed=False only."""
         if self.compressed:
             raise AttributeError("records are kept with compressed=False only")
         columns = self._columns()

@@ -134,6 +134,40 @@ def test_tensors_and_lists_of_ids_may_be_mixed(tmp_path):
     assert calculator.sums == {name: sum(values) for name, values in truth.items()}
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_buffer_that_the_next_batch_overwrites(tmp_path, compressed):
+    calculator = compat.AUMCalculator(tmp_path, compressed)
+    logits, target = torch.tensor([[1.0, 3.0, 2.5], [0.0, 0.5, 4.0]]), torch.tensor([1, 0])
+    index = torch.tensor([7, 4])
+    result = calculator.update(logits, target, index)
+    for buffer in (logits, target, index):
+        buffer.fill_(2)
+    assert result[7] == compat.AUMRecord(7, 1, 1, 3.0, 2, 2.5, 0.5, 0.5)
+    assert result[4] == compat.AUMRecord(4, 1, 0, 0.0, 2, 4.0, -4.0, -4.0)
+
+
+@pytest.mark.parametrize(
+    "ids", [lambda: map(str, range(3)), lambda: (str(i) for i in range(3)), lambda: "012"]
+)
+def test_ids_that_come_one_by_one_and_targets_in_a_column(tmp_path, ids):
+    calculator = compat.AUMCalculator(tmp_path)
+    logits, target = torch.randn(3, K), torch.tensor([4, 0, 2])
+    result = calculator.update(logits, target[:, None], ids())
+    expected = by_hand([(logits, target, ["0", "1", "2"])])
+    assert {name: [record.margin] for name, record in result.items()} == expected
+    assert [record.target_logit for record in result.values()] == [4, 0, 2]
+
+
+def test_what_it_returns_is_a_copy(tmp_path):
+    calculator = compat.AUMCalculator(tmp_path, compressed=False)
+    for _ in range(2):
+        result = calculator.update(torch.zeros(1, 3), torch.tensor([1]), ["a"])
+        for held in (calculator.counts, calculator.sums, calculator.records):
+            held.clear()
+    assert (calculator.counts, len(calculator.records)) == ({"a": 2}, 2)
+    assert dict(result)["a"].num_measurements == 2
+
+
 def test_a_batch_of_one_and_none(tmp_path):
     calculator = compat.AUMCalculator(tmp_path)
     (record,) = calculator.update(torch.tensor([[1.0, 3.0, 2.5]]), torch.tensor([1]), ["a"]).values()
@@ -190,6 +224,8 @@ def test_bad_input(tmp_path):
     for arguments, message in (
         ((logits, target, ["a"]), r"got \(2, 3\), \(2,\) and 1"),
         ((logits, target[:1], ["a", "b"]), r"got \(2, 3\), \(1,\) and 2"),
+        ((logits, target[None], ["a", "b"]), r"got \(2, 3\), \(1, 2\) and 2"),
+        ((logits, target, map(str, [1, 2, 3])), r"got \(2, 3\), \(2,\) and 3"),
         ((logits[0], target, ["a", "b"]), r"got \(3,\)"),
         ((logits, target, torch.zeros(2)), "sample_ids must hold B integers, got torch.float32"),
     ):

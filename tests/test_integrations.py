@@ -1,6 +1,7 @@
 """Other people's trainers, each beside a loop written out by hand with α as a dense parameter."""
 
 import copy
+import importlib
 import json
 import logging
 import subprocess
@@ -260,11 +261,53 @@ def test_plain_cross_entropy_with_dynamics_alone():
     torch.testing.assert_close(loss, cross_entropy(net(inputs), labels))
     loss.backward()
     issues = cleansing.issues(labels)
-    assert issues["aum"].is_monotonic_increasing
+    assert issues.equals(fastac.find_label_issues(cleansing.dynamics, labels, method="combined"))
     assert cleansing.dynamics.count.eq(1).all()
     with torch.no_grad():
         torch.testing.assert_close(cleansing.loss(net(inputs), labels), loss)
     assert cleansing.dynamics.count.eq(1).all()
+
+
+def seen_once(ignore_index=-100, **options):
+    """A Cleansing after one step on all samples, and their labels, of which three are ignored."""
+    cleansing, labels = Cleansing(N, K, loss={"ignore_index": ignore_index}, **options), data()[1]
+    labels[[1, 8, 9]] = ignore_index
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    cleansing.follow(optimizer)
+    logits = torch.randn(N, K, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    cleansing.criterion(logits, labels, torch.arange(N)).backward()
+    optimizer.step()
+    return cleansing, labels
+
+
+def test_issues_are_by_table_and_dynamics():
+    pytest.importorskip("pandas")
+    cleansing, labels = seen_once()
+    issues = cleansing.issues(labels, class_names=["a", "b", "c"])
+    whole = {"dynamics": cleansing.dynamics, "class_names": ["a", "b", "c"]}
+    assert issues.equals(fastac.find_label_issues(cleansing.table, labels, **whole))
+    assert {"aum", "p_mean", "alpha_max", "given_class"} <= set(issues)
+    for method in ("combined", "alpha", "aum", "confidence"):
+        ranked = cleansing.issues(labels, method=method)
+        expected = fastac.find_label_issues(
+            cleansing.table, labels, method=method, dynamics=cleansing.dynamics
+        )
+        assert ranked.equals(expected)
+    by_alpha = cleansing.issues(labels, dynamics=None)
+    assert by_alpha.equals(fastac.find_label_issues(cleansing.table, labels))
+    assert "aum" not in by_alpha
+    cleansing, labels = seen_once(dynamics=False)
+    assert cleansing.issues(labels).equals(by_alpha)
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+def test_issues_ignore_what_the_loss_ignores(ignore_index):
+    pytest.importorskip("pandas")
+    cleansing, labels = seen_once(ignore_index)
+    issues = cleansing.issues(labels)
+    assert (issues["given_label"][-3:] == ignore_index).all()
+    assert issues["label_quality"].isna().tolist() == [False] * (N - 3) + [True] * 3
+    assert cleansing.dynamics.count.tolist() == (labels != ignore_index).long().tolist()
 
 
 def ranks(rank, store, folder):
@@ -358,14 +401,61 @@ def test_lightning(package, tmp_path):
     from fastac.integrations.lightning import AutoCleansingCallback
 
     labels = data()[1]
+    path = tmp_path / "new" / "folder" / "issues.csv"
     callback = AutoCleansingCallback(
-        N, K, labels=labels, issues=tmp_path / "issues.csv", table={"weight_decay": ALPHA_DECAY}
+        N,
+        K,
+        labels=labels.tolist(),
+        issues=path,
+        class_names={0: "a", 1: "b", 2: "c"},
+        table={"weight_decay": ALPHA_DECAY},
     )
     module = module_class()
     trainer([callback], accumulate_grad_batches=2).fit(module, loader, loader)
     check(callback.cleansing, module.net, by_hand(in_order(4, 2, divide_by=2), sgd))
-    written = np.loadtxt(tmp_path / "issues.csv", delimiter=",", skiprows=1, usecols=0)
-    assert written.tolist() == callback.cleansing.issues(labels)["index"].tolist()
+    written = pytest.importorskip("pandas").read_csv(path)
+    assert written["index"].tolist() == callback.cleansing.issues(labels)["index"].tolist()
+    assert {"aum", "p_mean", "alpha_max", "suggested_class"} <= set(written)
+    assert written["given_class"].tolist() == ["abc"[k] for k in written["given_label"]]
+
+
+@pytest.mark.parametrize("name", ["lightning", "transformers"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": None}, "issues was .*, but labels are missing"),
+        ({"labels": [0] * (N - 1)}, r"labels must be \(20,\) integers, got \(19,\)"),
+        ({"labels": ["0"] * N}, r"labels must be \(20,\) integers, got \(20,\) <U1"),
+        ({"labels": [0] * (N - 1) + [K]}, r"labels must be in \[0, 3\), got 3 for 1 of 20 .*ids 19"),
+        ({"labels": [-1] + [0] * (N - 1)}, r"labels must be in \[0, 3\), got -1"),
+        (
+            {"labels": [-100] + [0] * (N - 1), "loss": {"ignore_index": -1}},
+            r"labels must be in \[0, 3\), got -100",
+        ),
+        ({"class_names": ["a", "b"]}, "class_names must be 3 names, one a class, got 2"),
+        ({"class_names": {"a": 0, "b": 1, "c": 2}}, "class_names must have a name for each class"),
+        ({"issues": "taken.csv"}, "issues was 'taken.csv', which is a folder"),
+        ({"issues": "issues.txt"}, "path must end in one of"),
+    ],
+)
+def test_what_the_ranking_needs_is_checked_before_training(tmp_path, monkeypatch, name, change, message):
+    pytest.importorskip(name)
+    module = importlib.import_module(f"fastac.integrations.{name}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.csv").mkdir()
+    arguments = {"labels": data()[1], "issues": "new/issues.csv", **change}
+    with pytest.raises(ValueError, match=message):
+        module.AutoCleansingCallback(N, K, **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.csv"]
+
+
+@pytest.mark.parametrize("name", ["lightning", "transformers"])
+def test_a_folder_that_cannot_be_made(tmp_path, name):
+    pytest.importorskip(name)
+    module = importlib.import_module(f"fastac.integrations.{name}")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        module.AutoCleansingCallback(N, K, labels=data()[1], issues=tmp_path / "file" / "issues.csv")
 
 
 def test_lightning_with_adam():
@@ -423,10 +513,6 @@ def test_lightning_refuses():
     module_class, loader, trainer = lightning_parts("lightning.pytorch")
     from fastac.integrations.lightning import AutoCleansingCallback
 
-    with pytest.raises(ValueError, match="labels are missing"):
-        AutoCleansingCallback(N, K, issues="issues.csv")
-    with pytest.raises(ValueError, match="path must end in one of"):
-        AutoCleansingCallback(N, K, issues="issues", labels=[])
     module = module_class()
     module.criterion = torch.nn.CrossEntropyLoss()
     with pytest.raises(ValueError, match="which the module has already, a CrossEntropyLoss"):
@@ -498,10 +584,14 @@ def test_transformers(make_optimizer, lr, tmp_path):
     steps = [[(part, n / sum(m for _, m in group)) for part, n in group] for group in parts] * 4
     path = tmp_path / "issues.csv"
     cleansing, model, trainer = trainer_run(
-        tmp_path, make_optimizer, labels, lr=lr, labels=data()[1], issues=path
+        tmp_path, make_optimizer, labels, lr=lr, labels=labels, issues=path, class_names=["a", "b", "c"]
     )
     check(cleansing.cleansing, model.net, by_hand(steps, make_optimizer, lr, labels))
-    assert path.is_file()
+    written = pytest.importorskip("pandas").read_csv(path).set_index("index")
+    assert written.index[-3:].tolist() == [2, 3, 17]
+    assert (written.loc[[2, 3, 17], "given_label"] == -100).all()
+    assert written["label_quality"].isna().sum() == written["given_class"].isna().sum() == 3
+    assert written["aum"].notna().sum() == N - 3
     with torch.no_grad():
         kept = labels[:7] >= 0
         wanted = cross_entropy(model.net(data()[0][:7][kept]), labels[:7][kept])

@@ -76,6 +76,9 @@ def test_ranking_is_algorithm_2_for_every_percent(seed, levels):
     # K = 4 and quarters: means are exact, so ties are ties for both; with few levels most ranks are tied
     rng = np.random.default_rng(seed)
     alpha = rng.integers(-levels, levels + 1, (40, 4)) / 4
+    alpha[(alpha == alpha[:, :1]).all(axis=1), 1] += (
+        0.25  # a row of one number is none of a sample that was drawn
+    )
     labels = rng.integers(0, 4, 40)
     for num_missing in range(41):
         frame = find_label_issues(alpha, labels, percent=100 * num_missing / 40)
@@ -106,7 +109,8 @@ def test_numbers_of_one_small_table():
     assert frame["suggested_label"].tolist() == [1, 0, 0, pd.NA]
     assert str(frame["suggested_label"].dtype) == "Int64"
     assert frame["is_label_issue"].tolist() == [True, True, False, False]
-    assert frame["label_quality"].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert frame["label_quality"][:3].tolist() == pytest.approx([0, 1 / 2, 1])
+    assert math.isnan(frame["label_quality"][3])  # α as before training: never drawn
     assert frame["alpha_max"].tolist() == [4, 3, 1, 0]
     assert frame["alpha_min"].tolist() == [-5, -2, -1, 0]
     assert frame["max_rank"].tolist() == [25, 50, 75, 100]
@@ -147,11 +151,14 @@ def test_label_issues_that_were_learned_by_heart_get_another_suggestion():
     alpha = np.array([[0.0, 0.1, -0.9], [0, 0.2, -0.8], [0.0, 0.0, 0.0], [0, 0, 0], [0, 0, 0]])
     given, predicted, other = [1, 1, 0, 0, 1], [1, 0, 0, 2, 1], [0, 0, 2, 2, 2]
     both = {"percent": 60, "pred_labels": predicted, "other_labels": other}
-    frame = find_label_issues(alpha, given, **both).set_index("index")
+    by_alpha = {"method": "alpha", "dynamics": Dynamics(np.zeros(5))}  # so all have been seen
+    frame = find_label_issues(alpha, given, **by_alpha, **both).set_index("index")
     assert frame["is_label_issue"].sort_index().tolist() == [True, True, True, False, False]
     # By α; by the prediction; by the runner-up, for α is one number; what is no issue keeps the prediction.
     assert frame["suggested_label"].sort_index().tolist() == [2, 0, 2, 2, 1]
-    without = find_label_issues(alpha, given, percent=60, pred_labels=predicted).set_index("index")
+    without = find_label_issues(alpha, given, **by_alpha, percent=60, pred_labels=predicted).set_index(
+        "index"
+    )
     assert without["suggested_label"].sort_index().tolist() == [2, 0, 0, 2, 1]
     aum = np.array([-3.0, -2, -1, 1, 2])
     by_aum = find_label_issues(aum, given, method="aum", **both).set_index("index")
@@ -184,6 +191,44 @@ def test_aum_ranks_ascending_and_puts_unseen_samples_last():
     assert nothing["is_label_issue"].sum() == 0
 
 
+@pytest.mark.parametrize("form", ["ac1", "ac2"])
+def test_alpha_of_samples_never_drawn(form):
+    alpha, labels, _, wrong = mixture(900, 100)
+    alpha[:, 0] = 0
+    if form == "ac2":
+        alpha = alpha[np.arange(1000), labels] - 0.01  # some below zero: zero is not the lowest
+    drawn = find_label_issues(alpha, labels)
+    assert drawn["label_quality"].notna().all()
+    never = [3, 500, *range(990, 1000)]
+    alpha[never] = 0
+    frame = find_label_issues(alpha, labels, class_names=[f"c{k}" for k in range(10)])
+    assert frame["index"][988:].tolist() == never
+    assert frame["label_quality"][988:].isna().all()
+    assert (frame["alpha_max"][988:] == 0).all()
+    # All others as if these were not there, also how many are issues: they are not taken for small α.
+    alone = np.setdiff1d(np.arange(1000), never)
+    others = find_label_issues(alpha[alone], labels[alone])
+    assert frame["index"][:988].tolist() == alone[others["index"]].tolist()
+    for name in ("label_quality", "is_label_issue", "suggested_label", "kind"):
+        pd.testing.assert_series_equal(frame[name][:988], others[name])
+    assert 50 < frame["is_label_issue"].sum() == others["is_label_issue"].sum()
+    everything = find_label_issues(alpha, labels, percent=100)
+    assert set(everything["index"][~everything["is_label_issue"]]) == set(never)
+    nobody = find_label_issues(np.zeros_like(alpha), labels, percent=50)
+    assert nobody["label_quality"].isna().all()
+    assert nobody["is_label_issue"].sum() == 0
+
+
+def test_by_the_aum_a_sample_was_seen_or_not():
+    alpha, labels, _, _ = mixture(90, 10)
+    alpha[[4, 5]] = 0
+    aum = np.linspace(-2, 2, 100)
+    aum[[5, 6]] = np.nan
+    frame = find_label_issues(alpha, labels, method="alpha", dynamics=Dynamics(aum))
+    assert frame["index"][97:].tolist() == [4, 5, 6]  # 4 was seen
+    assert frame["label_quality"].isna().tolist() == [False] * 98 + [True] * 2
+
+
 def test_class_names_add_columns():
     names = ["cat", "dog", "$x_1$"]
     frame = find_label_issues(np.array([[0.0, 4, -1], [0, 0, 0]]), [1, 0], class_names=names)
@@ -191,6 +236,21 @@ def test_class_names_add_columns():
     assert frame["given_class"].tolist() == ["dog", "cat"]
     assert frame["suggested_class"][0] == "cat"  # α* of class 0 is −3
     assert pd.isna(frame["suggested_class"][1])
+
+
+def test_class_names_by_class():
+    alpha, listed = np.eye(11)[:5] - np.eye(11)[10], [f"name {k}" for k in range(11)]
+    labels = [10, 1, 2, 3, 9]
+    expected = find_label_issues(alpha, labels, class_names=listed)
+    assert expected.set_index("index")["given_class"].sort_index().tolist() == [listed[k] for k in labels]
+    shuffled = sorted(enumerate(listed), key=lambda pair: pair[0] * 7 % 11)
+    for names in (
+        dict(shuffled),
+        {str(k): name for k, name in shuffled},  # as in a config.json
+        {np.int64(k): name for k, name in shuffled},
+        pd.Series(listed, index=range(100, 111)),  # by position
+    ):
+        pd.testing.assert_frame_equal(find_label_issues(alpha, labels, class_names=names), expected)
 
 
 def test_sources_of_every_kind_agree():
@@ -231,6 +291,21 @@ def test_given_label_alpha():
     alpha = np.array([[0.0, 4.0, -1.0], [0.0, -6.0, 3.0]])
     np.testing.assert_allclose(given_label_alpha(alpha, [1, 0]), [3, 1])
     np.testing.assert_allclose(given_label_alpha(np.array([0.5, -0.25]), [1, 0]), [0.5, -0.25])
+
+
+def test_labels_of_two_classes_may_be_bool():
+    rng = np.random.default_rng(4)
+    alpha, labels = rng.normal(size=(30, 2)), rng.random(30) < 0.5
+    expected = find_label_issues(alpha, labels.astype(int), pred_labels=1 - labels)
+    assert expected["given_label"].dtype == np.int64
+    for given in (labels, labels.tolist(), torch.from_numpy(labels)):
+        pd.testing.assert_frame_equal(find_label_issues(alpha, given, pred_labels=~labels), expected)
+
+
+def test_percent_may_be_any_real_number():
+    alpha = np.arange(20.0)
+    for percent in (25, 25.0, np.float32(25), np.int64(25)):
+        assert find_label_issues(alpha, [0] * 20, percent=percent)["is_label_issue"].sum() == 5
 
 
 # ---- how many
@@ -359,9 +434,18 @@ def test_detection_scores_where_something_is_missing():
     [
         ({"labels": [0, 1, 2]}, r"labels must be \(4,\) integers, got \(3,\)"),
         ({"labels": [0.0, 1, 2, 0]}, r"labels must be \(4,\) integers, got \(4,\) float64"),
-        ({"labels": [True, False, True, False]}, "labels must be .* bool"),
+        (
+            {"labels": [[True], [False], [True], [False]]},
+            r"labels must be \(4,\) integers, got \(4, 1\) bool",
+        ),
         ({"labels": [0, 1, 2, 3]}, r"labels must be in \[0, 3\), got 3 for 1 of 4 samples \(ids 3\)"),
-        ({"labels": [0, -100, 2, 1]}, r"labels must be in \[0, 3\), got -100 for 1 of 4 samples \(ids 1\)"),
+        ({"labels": [0, -1, 2, -100]}, r"labels must be in \[0, 3\), got -1 for 1 of 4 samples \(ids 1\)"),
+        (
+            {"labels": [0, -100, 2, -1], "ignore_index": -1},
+            r"labels must be in \[0, 3\), got -100 for 1 of 4 samples \(ids 1\)",
+        ),
+        ({"ignore_index": "-100"}, "ignore_index must be an integer, got '-100'"),
+        ({"pred_labels": [0, -100, 2, 1]}, r"pred_labels must be in \[0, 3\), got -100"),
         ({"method": "loss"}, r"method must be one of \('alpha', .*got 'loss'"),
         ({"method": "aum"}, r"source must hold floating-point numbers \(N,\), got \(4, 3\)"),
         ({"source": np.zeros((4, 3), int)}, r"source must hold floating-point numbers .* int64"),
@@ -389,8 +473,17 @@ def test_detection_scores_where_something_is_missing():
         ({"percent": -1}, "percent must be"),
         ({"percent": True}, "percent must be"),
         ({"percent": math.nan}, "percent must be"),
+        ({"percent": "5"}, "percent must be a number from 0 to 100, got '5'"),
+        ({"percent": [5]}, r"percent must be a number from 0 to 100, got \[5\]"),
         ({"class_names": ["a", "b"]}, "class_names must be 3 names, one a class, got 2"),
         ({"class_names": "abc"}, "class_names must be a sequence of names, got one string 'abc'"),
+        (
+            {"class_names": {"cat": 0, "dog": 1, "eel": 2}},
+            r"class_names must have a name for each class .* got the keys \['cat', 'dog', 'eel'\]",
+        ),
+        ({"class_names": {1: "a", 2: "b", 3: "c"}}, "class_names must have a name for each class from 0"),
+        ({"class_names": {0: "a", "0": "b", 1: "c"}}, "class_names must have a name for each class from 0"),
+        ({"class_names": {0: "a", 1: "b"}}, "class_names must be 3 names, one a class, got 2"),
         ({"source": np.zeros(4), "class_names": ["a", "b"]}, r"labels must be in \[0, 2\)"),
         ({"pred_labels": [0, 1, 2, 3]}, r"pred_labels must be in \[0, 3\), got 3"),
         ({"pred_labels": [0, 1]}, r"pred_labels must be \(4,\) integers"),

@@ -158,6 +158,73 @@ def test_samples_never_seen_come_last_in_every_method():
         assert find_label_issues(nobody, [0, 1, 2, 3], method=method)["is_label_issue"].sum() == 0
 
 
+def only_the_labelled(frame, labelled):
+    """The rows of the samples that have a label, by what they are called among these."""
+    rows = frame[frame["index"].isin(labelled)].reset_index(drop=True)
+    return rows.assign(index=np.searchsorted(labelled, rows["index"]))
+
+
+@pytest.mark.parametrize("ignore_index", [-100, -1, 4, 255])
+@pytest.mark.parametrize(
+    "method", ["combined", "alpha", "alpha alone", "ac2", "aum", "confidence", "pred_probs"]
+)
+def test_ignored_labels_are_as_never_seen(method, ignore_index):
+    probs, given, wrong = noisy_probabilities(size=300, classes=5)
+    rng = np.random.default_rng(1)
+    labels = np.where(rng.random(300) < 0.1, ignore_index, given)
+    ignored = labels == ignore_index
+    labelled = np.flatnonzero(~ignored)
+    own = probs[np.arange(300), given]
+    dynamics = dynamics_frame(np.log(own) - np.log(1 - own), own)
+    alpha = (np.eye(5)[given] - probs) * np.where(wrong, 1, 0.01)[:, None]
+    alpha[:, 0] = 0
+
+    def find(ids, given):
+        some = {"ignore_index": ignore_index, "class_names": list("abcde")}
+        part = dynamics.iloc[ids].assign(index=np.arange(len(ids)))
+        if method == "pred_probs":
+            return find_label_issues(probs[ids], given, method="confidence", **some)
+        if method in ("alpha alone", "ac2"):
+            return find_label_issues((alpha if method != "ac2" else alpha[:, 1] ** 2)[ids], given, **some)
+        if method in ("combined", "alpha"):
+            return find_label_issues(alpha[ids], given, method=method, dynamics=part, **some)
+        return find_label_issues(part, given, method=method, **some)
+
+    frame = find(np.arange(300), labels)
+    last = frame[-int(ignored.sum()) :]
+    assert last["index"].tolist() == np.flatnonzero(ignored).tolist()
+    assert last["label_quality"].isna().all()
+    assert not last["is_label_issue"].any()
+    assert (last["given_label"] == ignore_index).all()
+    assert last["kind"].isna().all()
+    assert (last["given_class"].isna() | (last["given_class"] == "e")).all()
+    if method == "pred_probs":
+        assert last["suggested_label"].tolist() == probs[ignored].argmax(axis=1).tolist()
+    else:
+        assert last["suggested_label"].isna().all()
+    # All others are ranked as if these were not there.
+    ranks = ["max_rank", "min_rank"]  # of all rows of α
+    expected, found = find(labelled, labels[labelled]), only_the_labelled(frame, labelled)
+    pd.testing.assert_frame_equal(found.drop(columns=ranks), expected.drop(columns=ranks))
+    assert expected["is_label_issue"].any()
+
+
+def test_labels_that_are_all_ignored():
+    probs, given, _ = noisy_probabilities(size=20)
+    dynamics = dynamics_frame(np.linspace(-1, 1, 20), np.linspace(0, 1, 20))
+    for source, method in (
+        (probs, "confidence"),
+        (probs, "alpha"),
+        (probs[:, 0], "alpha"),
+        (dynamics, "confidence"),
+        (dynamics, "combined"),
+        (dynamics, "aum"),
+    ):
+        frame = find_label_issues(source, np.full(20, -100), method=method, percent=50)
+        assert frame["label_quality"].isna().all()
+        assert not frame["is_label_issue"].any()
+
+
 # ---- confidence
 
 
@@ -189,6 +256,50 @@ def test_confidence_with_all_probabilities_is_confident_learning():
     assert scores["auroc"] > 0.9
     unknown_class = find_label_issues(np.pad(probs, ((0, 0), (0, 1))), given, method="confidence")
     assert (unknown_class["suggested_label"] < 4).all()
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, torch.bfloat16, list])
+def test_probabilities_are_not_taken_for_alpha(kind, monkeypatch):
+    monkeypatch.setattr(alpha_module, "_CHUNK_ELEMENTS", 400)
+    probs, given, _ = noisy_probabilities()
+    if isinstance(kind, torch.dtype):
+        source = torch.from_numpy(probs).to(kind)
+    else:
+        source = probs.tolist() if kind is list else probs.astype(kind)
+    dynamics = dynamics_frame(np.linspace(-1, 1, len(given)), np.linspace(0, 1, len(given)))
+    for options in ({}, {"dynamics": dynamics}, {"dynamics": dynamics, "method": "confidence"}):
+        with pytest.raises(ValueError, match="looks like probabilities .* pass method='confidence'"):
+            find_label_issues(source, given, **options)
+    find_label_issues(source, given, method="alpha")  # who says so is believed
+
+
+def test_alpha_is_not_taken_for_probabilities(monkeypatch):
+    monkeypatch.setattr(alpha_module, "_CHUNK_ELEMENTS", 400)
+    probs, given, _ = noisy_probabilities()
+    other_sum, negative = probs.copy(), probs.copy()
+    other_sum[-1] *= 0.95  # all but the last row are probabilities
+    negative[-1] += [0.5, -0.5, 0.1, -0.1]
+    for alpha in (np.zeros((800, 4)), np.ones((800, 4)), other_sum, negative):
+        by_alpha = find_label_issues(alpha, given, method="alpha")
+        pd.testing.assert_frame_equal(find_label_issues(alpha, given), by_alpha)
+
+
+def test_probabilities_past_one_by_rounding():
+    probs, given, _ = noisy_probabilities()
+    probs[:3] = np.eye(4)[given[:3]]
+    exact = find_label_issues(probs, given, method="confidence")
+    rounded = np.where(probs == 1, 1 + 1e-7, np.where(probs == 0, -1e-7, probs))
+    pd.testing.assert_frame_equal(find_label_issues(rounded, given, method="confidence"), exact)
+    own, label = rounded.max(axis=1), np.zeros(800, int)
+    by_own = find_label_issues(own.clip(0, 1), label, method="confidence")
+    pd.testing.assert_frame_equal(find_label_issues(own, label, method="confidence"), by_own)
+    for wrong in (1.01, -0.01):
+        with pytest.raises(
+            ValueError, match=r"source must hold probabilities in \[0, 1\], .* 1 of 800 .*ids 7\)"
+        ):
+            find_label_issues(
+                np.where(np.arange(800)[:, None] == 7, wrong, probs), given, method="confidence"
+            )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -268,6 +379,7 @@ def test_a_table_is_read_by_parts_and_never_as_a_whole(form, monkeypatch):
     table = fastac.AlphaTable(500, 40, form=form, momentum=0.9)
     table.lr = 0.1
     labels = torch.arange(500) % 40
+    labels[::9] = -100
     criterion = fastac.AutoCleansingLoss(table)
     for ids in torch.randperm(500).split(50):
         criterion(torch.randn(50, 40, requires_grad=True), labels[ids], ids).backward()

@@ -100,11 +100,11 @@ def test_two_runs_at_once_find_wrong_labels():
     for run, ids in enumerate(runs.sets):
         assert (runs.labels[run, ids] == 3).all()
         assert (runs.labels[run] == 3).sum() == len(ids) == 60
-    frame = runs.find_label_issues(class_names=["a", "b", "c"]).sort_values("index")
+    frame = runs.find_label_issues(class_names={"1": "b", "0": "a", "2": "c"}).sort_values("index")
     flagged = frame["is_label_issue"].to_numpy()
     assert flagged[wrong].mean() > 0.9
     assert flagged[~wrong].mean() < 0.1
-    assert set(frame["given_class"]) == {"a", "b", "c"}
+    assert frame["given_class"].tolist() == ["abc"[k] for k in runs.given]
 
 
 def test_aum_equals_the_packages(tmp_path):
@@ -131,6 +131,7 @@ def test_aum_equals_the_packages(tmp_path):
         ({"aum": np.full((2, 6), np.nan)}, "aum is NaN for 1 threshold samples of run 0"),
         ({"percentile": 101}, "percentile must be a number from 0 to 100, got 101"),
         ({"labels": [0.0] * 6}, r"labels must be \(6,\) integers"),
+        ({"class_names": {1: "a"}}, r"class_names must have a name for each class .* got the keys \[1\]"),
         ({"class_names": ["a"], "labels": [0, 1, 0, 0, 0, 0]}, r"labels must be in \[0, 1\), got 1"),
     ],
 )

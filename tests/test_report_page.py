@@ -304,6 +304,30 @@ def test_arguments_that_do_not_fit(tmp_path, change, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_labels_of_two_classes_may_be_bool(tmp_path):
+    given = np.array([True, False, True])
+    for labels in (given, given.astype(int)):
+        issues = ranking(given.astype(int), [0, 1, 0], 2)
+        write_review_page(tmp_path / "page.html", issues, class_names=["a", "b"], labels=labels)
+        assert content(tmp_path / "page.html")["fingerprint"] == labels_digest(given.astype(np.int64))
+
+
+def test_class_names_by_class(tmp_path):
+    given = np.array([2, 0, 1, 3])
+    for names in (dict(enumerate(CLASSES)), {str(k): name for k, name in enumerate(CLASSES)}):
+        backwards = dict(reversed(names.items()))
+        write_review_page(
+            tmp_path / "page.html", ranking(given, given, 2), class_names=backwards, labels=given
+        )
+        assert content(tmp_path / "page.html")["class_names"] == list(CLASSES)
+    for wrong in ({1: "a", 2: "b", 3: "c", 4: "d"}, "abcd"):
+        with pytest.raises(ValueError, match="class_names must"):
+            write_review_page(
+                tmp_path / "other.html", ranking(given, given, 2), class_names=wrong, labels=given
+            )
+    assert not (tmp_path / "other.html").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

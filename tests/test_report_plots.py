@@ -147,6 +147,16 @@ def test_alpha_of_ac2_and_without_truth(tmp_path, figures):
         assert counts(figures[-1])[1] == [7, 0]
 
 
+def test_ignored_labels_are_left_out(tmp_path, figures):
+    rng = np.random.default_rng(0)
+    alpha, labels, flipped = rng.normal(size=(300, 3)), rng.integers(0, 3, 300), np.arange(300) < 100
+    labels[80:120] = -100
+    plot_alpha(alpha, labels, tmp_path / "alpha.png")
+    assert counts(figures[0])[1] == [260]
+    plot_alpha(alpha, labels, tmp_path / "alpha.png", flipped)
+    assert counts(figures[1])[1] == [180, 80]
+
+
 def test_bad_flipped_is_named(tmp_path):
     for flipped in (np.zeros(6, bool), np.zeros(7)):
         with pytest.raises(ValueError, match=r"flipped must be \(7,\) bool, got"):

@@ -18,6 +18,7 @@ import fastac
 from fastac import review
 from fastac.config import read_config, write_config
 from fastac.data import load_dataset
+from fastac.issues.run_scores import rank_run
 from fastac.report.offsets import top_offsets
 from fastac.run import write_offsets
 from fastac.train import train
@@ -76,6 +77,24 @@ def test_the_page_is_the_runs(run, monkeypatch, capsys):
     ]
     digits = load_dataset("digits").train
     np.testing.assert_array_equal(pixels, digits.images[issues["index"], :, :, 0])
+
+
+@pytest.mark.parametrize("loss", ["ac1", "ac2"])
+@pytest.mark.parametrize("dynamics", [True, False])
+def test_samples_that_were_left_out_have_no_quality(tmp_path, monkeypatch, loss, dynamics):
+    runs.without_pictures(monkeypatch)
+    left_out = [0, 40, 41, 192]
+    np.save(tmp_path / "exclude.npy", np.array(left_out))
+    options = {"exclude": str(tmp_path / "exclude.npy"), "loss": loss, "dynamics": dynamics, "epochs": 1}
+    train(runs.config(tmp_path, name="part", **options), create=runs.linear)
+    written, by_alpha = rank_run(tmp_path / "part"), rank_run(tmp_path / "part", method="alpha")
+    for issues in (written, by_alpha):
+        assert issues["index"][189:].tolist() == left_out
+        assert issues["label_quality"].isna().tolist() == [False] * 189 + [True] * 4
+        assert not issues["is_label_issue"][189:].any()
+    page = content(review.review(tmp_path / "part", top=193))
+    assert page["scores"]["label_quality"][189:] == [None] * 4
+    assert page["scores"]["label_quality"][:189] == pytest.approx(written["label_quality"][:189], rel=1e-5)
 
 
 def test_one_number_a_sample_has_no_top_classes(finished, tmp_path):

@@ -75,10 +75,13 @@ class Cleansing:
         return self.criterion(logits, target, index if learning else None)
 
     def issues(self, labels: Any, **options: Any) -> pd.DataFrame:
-        """`find_label_issues` of the table, or of the dynamics where there is no table. options: its own."""
-        source = self.dynamics if self.table is None else self.table
-        options.setdefault("method", "aum" if self.table is None else "alpha")
-        return find_label_issues(source, labels, **options)
+        """`find_label_issues` of the table and the dynamics, or of what there is of them. options: its own;
+        ignore_index is the loss's. With several processes all call `merge` before."""
+        options.setdefault("ignore_index", self.criterion.ignore_index)
+        if self.table is None:
+            return find_label_issues(self.dynamics, labels, **options)
+        options.setdefault("dynamics", self.dynamics)
+        return find_label_issues(self.table, labels, **options)
 
     def state_dict(self) -> dict[str, Any]:
         """Of table and dynamics, tensors not copied. All processes call it."""

@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastac.extras import require
-from fastac.frames import check_frame_path, write_frame
 from fastac.integrations.cleansing import Cleansing
+from fastac.integrations.issues_file import IssuesFile
+from fastac.issues.checks import ClassNames
 from fastac.loss import AutoCleansingLoss
 
 __all__ = ["AutoCleansingCallback"]
@@ -37,7 +38,9 @@ class AutoCleansingCallback:
     device and processes, and is then here as `cleansing`. optimizer, group: which of the module's optimizers α follows,
     and which of its parameter groups. lr, momentum: α's own, where that is not torch.optim.SGD (see
     fastac.integrations.follow). criterion: the attribute by which the module finds the loss.
-    labels: (N,) the given labels, and issues: a .csv or .parquet path; the ranking is written there when training ends.
+    labels: (N,) the given labels, and issues: a .csv or .parquet path, whose folder is made; the ranking is written
+    there when training ends, as `cleansing.issues(labels)` has it. class_names: K names for it, in order or by class.
+    ValueError where they don't fit each other.
 
     Lightning's accumulation, clipping, precision (its GradScaler is undone), and resuming by `ckpt_path` need nothing
     else. All processes must take part in `trainer.save_checkpoint`.
@@ -55,6 +58,7 @@ class AutoCleansingCallback:
         dynamics: bool = True,
         labels: Any = None,
         issues: str | os.PathLike[str] | None = None,
+        class_names: ClassNames | None = None,
         optimizer: int = 0,
         group: int = 0,
         lr: float | None = None,
@@ -63,13 +67,18 @@ class AutoCleansingCallback:
         table: Mapping[str, Any] | None = None,
         loss: Mapping[str, Any] | None = None,
     ):
-        if issues is not None and labels is None:
-            raise ValueError(f"issues was {str(issues)!r}, but labels are missing: the ranking needs them")
-        self._issues = None if issues is None else check_frame_path(issues)
+        self._issues = IssuesFile.checked(
+            issues,
+            labels,
+            class_names,
+            num_samples=num_samples,
+            num_classes=num_classes,
+            ignore_index=(loss or {}).get("ignore_index", -100),
+        )
         self._make = functools.partial(
             Cleansing, num_samples, num_classes, form=form, dynamics=dynamics, table=table, loss=loss
         )
-        self._labels, self._optimizer, self._name = labels, optimizer, criterion
+        self._optimizer, self._name = optimizer, criterion
         self._follow = {"group": group, "lr": lr, "momentum": momentum}
         self.cleansing: Cleansing | None = None
 
@@ -106,8 +115,8 @@ class AutoCleansingCallback:
         """Bring the processes' dynamics together and write the issues."""
         assert self.cleansing is not None
         self.cleansing.merge()
-        if self._issues is not None and trainer.is_global_zero:
-            write_frame(self.cleansing.issues(self._labels), self._issues)
+        if trainer.is_global_zero:
+            self._issues.write(self.cleansing)
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints."""

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from fastac.extras import require
-from fastac.frames import check_frame_path, write_frame
 from fastac.integrations.cleansing import Cleansing
 from fastac.integrations.ids import WithIds, decode
+from fastac.integrations.issues_file import IssuesFile
+from fastac.issues.checks import ClassNames
 from fastac.loss import AutoCleansingLoss
 
 __all__ = ["AutoCleansingCallback"]
@@ -39,8 +40,9 @@ class AutoCleansingCallback(_Callback):
     num_samples, num_classes, form, dynamics, table, loss: as for Cleansing, which is made when training begins, and is
     then here as `cleansing`. lr, momentum: α's own learning rate and momentum beside an optimizer that is not
     torch.optim.SGD, as Trainer's AdamW is not: α then has an SGD of its own and the network's schedule (see
-    fastac.integrations.follow). labels: (N,) the given labels, and issues: a .csv or .parquet path; the ranking is
-    written there when training ends.
+    fastac.integrations.follow). labels: (N,) the given labels, and issues: a .csv or .parquet path, whose folder is
+    made; the ranking is written there when training ends, as `cleansing.issues(labels)` has it. class_names: K names
+    for it, in order or by class, as in the model's id2label. ValueError where they don't fit each other.
 
     The loss is divided as Trainer divides its own: summed, over the labels of the accumulated batch on all processes.
     Each of Trainer's checkpoints gets α and dynamics too. To resume, in a new process:
@@ -60,22 +62,28 @@ class AutoCleansingCallback(_Callback):
         dynamics: bool = True,
         labels: Any = None,
         issues: str | os.PathLike[str] | None = None,
+        class_names: ClassNames | None = None,
         lr: float | None = None,
         momentum: float = 0.9,
         table: Mapping[str, Any] | None = None,
         loss: Mapping[str, Any] | None = None,
     ):
-        if issues is not None and labels is None:
-            raise ValueError(f"issues was {str(issues)!r}, but labels are missing: the ranking needs them")
         if "reduction" in (loss or {}):
             raise ValueError("loss: reduction is Trainer's affair here")
-        self._issues = None if issues is None else check_frame_path(issues)
         options = {**(loss or {}), "reduction": "sum"}
         self._plain = AutoCleansingLoss(None, **options).eval()
+        self._issues = IssuesFile.checked(
+            issues,
+            labels,
+            class_names,
+            num_samples=num_samples,
+            num_classes=num_classes,
+            ignore_index=self._plain.ignore_index,
+        )
         self._make = functools.partial(
             Cleansing, num_samples, num_classes, form=form, dynamics=dynamics, table=table, loss=options
         )
-        self.num_classes, self._labels = num_classes, labels
+        self.num_classes = num_classes
         self._follow = {"lr": lr, "momentum": momentum}
         self._resumed: Path | None = None
         self._first_labels = True
@@ -157,5 +165,5 @@ class AutoCleansingCallback(_Callback):
         """Bring the processes' dynamics together and write the issues."""
         assert self.cleansing is not None
         self.cleansing.merge()
-        if self._issues is not None and state.is_world_process_zero:
-            write_frame(self.cleansing.issues(self._labels), self._issues)
+        if state.is_world_process_zero:
+            self._issues.write(self.cleansing)

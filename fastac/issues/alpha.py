@@ -13,12 +13,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastac.collectives import named
-from fastac.issues.checks import check_finite, check_range, integer_vector
+from fastac.issues.checks import check_finite, check_range, ignored_labels, integer_vector
 from fastac.table import AlphaTable
 
-__all__ = ["AlphaStatistics", "alpha_statistics", "from_all_ranks", "given_label_alpha"]
+__all__ = [
+    "AlphaStatistics",
+    "alpha_statistics",
+    "are_probabilities",
+    "from_all_ranks",
+    "given_label_alpha",
+]
 
 _CHUNK_ELEMENTS = 1 << 21  # of α worked on at once, in float64: 16 MiB
+_NEAR_ONE = 1e-2  # of 1, for sums of probabilities: those of thousands of classes in half precision
 _COLUMNS = ("highest", "lowest", "given_alpha", "offset", "rival_offset", "rival")
 
 
@@ -26,7 +33,7 @@ _COLUMNS = ("highest", "lowest", "given_alpha", "offset", "rival_offset", "rival
 class AlphaStatistics:
     """α of N samples in a few numbers a sample. form: "ac1" or "ac2". num_classes: K, AC2 None. given: (N,) int64, the
     labels that it was taken with. The rest is (N,) float64, `rival` int64; of AC2 all but highest, given_alpha and
-    offset, which are α, are NaN and −1.
+    offset, which are α, are NaN and −1, and so is what goes by the given label where that is ignored.
 
     highest, lowest: max_k α̂ and min_k α̂ with α̂ = α − mean_k α (Algorithm 2). given_alpha: α̂ at the given label.
     offset, rival_offset: α* at the given label and the lowest α* of the other classes, rival: its class. α* is α with
@@ -72,13 +79,20 @@ class AlphaStatistics:
         columns = {name: arrays[f"alpha_{name}"] for name in (*_COLUMNS, "given")}
         return cls(str(arrays["alpha_form"]), classes, **columns)
 
+    @property
+    def drawn(self) -> np.ndarray:
+        """(N,) bool: whether training has written the row. False where it is one number (AC2: zero), as it starts, and
+        where the label is ignored."""
+        written = self.highest != (self.lowest if self.form == "ac1" else 0.0)
+        return written & ~np.isnan(self.offset)
 
-def alpha_statistics(source: Any, labels: Any) -> AlphaStatistics:
+
+def alpha_statistics(source: Any, labels: Any, *, ignore_index: int = -100) -> AlphaStatistics:
     """Read α once.
 
     source: an AlphaTable, a ShardedAlphaTable (then all ranks call it and all get the result: each rank reads its own
         rows, and a few numbers a row are sent), anything with `dense()` and `form`, or α itself, (N, K) or (N,).
-    labels: (N,) integers in [0, K).
+    labels: (N,) integers in [0, K), or ignore_index, which is no label.
 
     Memory beside `source`: 16 MiB, and eight numbers a sample. ValueError for a wrong shape, type or range, and for α
     that is not finite.
@@ -91,23 +105,42 @@ def alpha_statistics(source: Any, labels: Any) -> AlphaStatistics:
     if isinstance(source, AlphaTable):
         given = integer_vector("labels", labels, source.num_samples)
         classes = source.num_classes if source.form == "ac1" else None
-        check_range("labels", given, source.num_classes)
-        columns = from_all_ranks(source, _reduced(_table_chunks(source), given))
+        ignored = ignored_labels(given, ignore_index)
+        check_range("labels", given, source.num_classes, ignored)
+        columns = from_all_ranks(source, _reduced(_table_chunks(source), np.where(ignored, 0, given)))
     else:
         alpha = _alpha_array(source)
         given = integer_vector("labels", labels, len(alpha))
         classes = int(alpha.shape[1]) if alpha.ndim == 2 else None
-        check_range("labels", given, classes)
-        columns = _reduced(_array_chunks(alpha), given)
+        ignored = ignored_labels(given, ignore_index)
+        check_range("labels", given, classes, ignored)
+        columns = _reduced(_array_chunks(alpha), np.where(ignored, 0, given))
     check_finite(columns[:, 0])
+    columns[ignored, _COLUMNS.index("given_alpha") :] = (math.nan, math.nan, math.nan, -1)
     values = dict(zip(_COLUMNS, columns.T.copy(), strict=True))
     rival = values.pop("rival").astype(np.int64)
     return AlphaStatistics("ac2" if classes is None else "ac1", classes, given, rival=rival, **values)
 
 
-def given_label_alpha(source: Any, labels: Any) -> np.ndarray:
-    """α̂ at each sample's given label, (N,) float64; AC2: α itself. Arguments as in alpha_statistics."""
-    return alpha_statistics(source, labels).given_alpha
+def given_label_alpha(source: Any, labels: Any, *, ignore_index: int = -100) -> np.ndarray:
+    """α̂ at each sample's given label, (N,) float64, NaN where that is ignored; AC2: α itself. Arguments as in
+    alpha_statistics."""
+    return alpha_statistics(source, labels, ignore_index=ignore_index).given_alpha
+
+
+def are_probabilities(source: Any) -> bool:
+    """Whether a source that would be read as α is an array (N, K) of probabilities: all in [0, 1], each row's sum 1. α
+    is not: the gauge holds class 0 at zero, and α* of all classes but the given one is below."""
+    if hasattr(source, "dense") or isinstance(source, AlphaStatistics):
+        return False
+    values = _alpha_array(source)
+    return values.ndim == 2 and all(_sum_to_one(rows.double()) for _, rows in _array_chunks(values))
+
+
+def _sum_to_one(rows: Tensor) -> bool:
+    low, high = rows.aminmax()
+    inside = bool(low >= -_NEAR_ONE) and bool(high <= 1 + _NEAR_ONE)
+    return inside and bool(((rows.sum(dim=1) - 1).abs() <= _NEAR_ONE).all())
 
 
 def _reduced(chunks: Iterator[tuple[slice, Tensor]], given: np.ndarray) -> np.ndarray:

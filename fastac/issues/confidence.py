@@ -29,7 +29,9 @@ def adjusted_self_confidence(confidence: np.ndarray, given: np.ndarray, num_clas
     known = ~np.isnan(confidence)
     threshold = class_thresholds(confidence[known], given[known], num_classes)
     highest = threshold[threshold <= 1].max(initial=0.0)
-    return np.clip(confidence - threshold[given] + highest, 0, 1)
+    adjusted = np.full(len(confidence), np.nan)
+    adjusted[known] = np.clip(confidence[known] - threshold[given[known]] + highest, 0, 1)
+    return adjusted
 
 
 def adjusted_confidence(pred_probs: np.ndarray, given: np.ndarray, threshold: np.ndarray) -> np.ndarray:

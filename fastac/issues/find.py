@@ -10,13 +10,16 @@ import numpy as np
 from torch import Tensor
 
 from fastac.extras import require
-from fastac.issues.alpha import AlphaStatistics, alpha_statistics
+from fastac.issues.alpha import AlphaStatistics, alpha_statistics, are_probabilities
 from fastac.issues.checks import (
+    ClassNames,
     check_percent,
     check_range,
     class_count,
     count_and_ids,
+    ignored_labels,
     integer_vector,
+    listed_names,
     vector,
 )
 from fastac.issues.kinds import issue_kinds
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "find_label_issues", "issues_frame"]
 
+_ROUNDING = 1e-3  # by which an average of probabilities may lie outside [0, 1], in half precision
 _RANK: dict[str, Callable[[Scores], Ranking]] = {
     "alpha": rank_alpha,
     "aum": rank_aum,
@@ -50,10 +54,11 @@ def find_label_issues(
     *,
     method: str | None = None,
     percent: float | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     pred_labels: Any = None,
     other_labels: Any = None,
     dynamics: Any = None,
+    ignore_index: int = -100,
 ) -> pd.DataFrame:
     """Rank all samples by how likely their label is wrong, worst first. docs/detection.md explains and compares the
     methods.
@@ -63,17 +68,20 @@ def find_label_issues(
         `aum`, or their frame). With method "aum" also the AUM itself, (N,), NaN for samples that were never seen; with
         "confidence" the mean probability of the given label, (N,), or the probabilities of all classes, (N, K), best
         from networks that were not trained on the sample.
-    labels: (N,) integers in [0, K), the labels that were trained on.
+    labels: (N,) integers in [0, K), the labels that were trained on, or ignore_index; bool where K is 2.
     method: "alpha", Algorithm 2; "aum"; "confidence", the probability of the given label; "combined". None: "combined"
-        where there are dynamics, else "alpha".
+        where there are dynamics, else "alpha"; probabilities need "confidence", and are refused without.
     percent: Algorithm 2's τ, in per cent of N: the first round(percent / 100 · N) of the ranking are label
         issues. None takes them from the distribution of the scores, see below.
-    class_names: K names; adds the columns given_class and suggested_class.
+    class_names: K names, in order or by class, as in transformers' id2label; adds the columns given_class and
+        suggested_class.
     pred_labels: (N,) integers in [0, K), what the network predicts without α: the suggested labels.
     other_labels: with pred_labels, (N,) integers in [0, K): the network's best class other than the given one.
     dynamics: TrainingDynamics or their frame (a DataFrame with index, aum and p_mean), beside a source that holds α.
+    ignore_index: what stands for no label, as in the loss.
 
-    The rankings; ties go to the smaller id, samples that were never seen come last.
+    The rankings; ties go to the smaller id. Samples that were never seen come last: those whose label is ignored, whose
+    AUM or p_y is NaN, or, without dynamics, whose row of α is one number (AC2: α = 0), as before training.
         alpha       AC1: with α̂ = α − mean_k α, one list has the samples by max_k α̂, descending, another by min_k α̂,
                     ascending. They are taken from the two by turns, the maximum first; a sample that is taken already
                     uses up its turn. AC2: α descending
@@ -103,7 +111,7 @@ def find_label_issues(
         max_rank, min_rank     float64: their percentile ranks in per cent as in Figures 4 to 6, so rank 1 of
                                50,000 is 0.002; AC2: the rank of α and NaN; without α NaN
         aum, p_mean            float64, where they are known: the AUM, the mean probability of the given label
-        given_class, suggested_class   str, with class_names
+        given_class, suggested_class   str, with class_names; missing for no label
 
     The label issues where percent is None. combined: where the estimated probability that the label is right is below
     1/2. It is that of a mixture of two normal distributions of the AUM, or of the AUM less its class's median, where
@@ -121,9 +129,11 @@ def find_label_issues(
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if percent is not None:
         check_percent("percent", percent)
+    names = None if class_names is None else listed_names(class_names)
+    _check_not_probabilities(source, method, dynamics)
     if method is None:
         method = "combined" if dynamics is not None or _holds_dynamics(source) else "alpha"
-    scores = _read(source, labels, method, dynamics, class_names)
+    scores = _read(source, labels, method, dynamics, names, ignore_index)
     size, classes = len(scores.given), scores.num_classes
     predicted, other = (
         _labels_or_none(name, values, size, classes)
@@ -139,7 +149,7 @@ def find_label_issues(
         kind[flagged] = issue_kinds(scores.alpha, scores.confidence)[flagged]
     if predicted is not None:
         ranking.suggested = _suggestions(predicted, other, ranking.suggested, scores.given, flagged)
-    return issues_frame(scores, ranking, flagged, kind, class_names)
+    return issues_frame(scores, ranking, flagged, kind, names)
 
 
 def issues_frame(
@@ -167,8 +177,9 @@ def issues_frame(
         if values is not None:
             columns[name] = values
     if class_names is not None:
-        names = np.array([str(name) for name in class_names], dtype=object)
-        columns["given_class"] = names[scores.given]
+        names, given = np.array(class_names, dtype=object), scores.given
+        known = (given >= 0) & (given < len(names))
+        columns["given_class"] = pandas.Series(names[np.where(known, given, 0)]).mask(~known, None)
         columns["suggested_class"] = pandas.Series(names[ranking.suggested]).mask(unknown, None)
     return pandas.DataFrame(columns).iloc[ranking.order].reset_index(drop=True)
 
@@ -200,7 +211,14 @@ def _holds_dynamics(source: Any) -> bool:
     return hasattr(source, "aum") and not hasattr(source, "dense")
 
 
-def _read(source: Any, labels: Any, method: str, dynamics: Any, class_names: Sequence[str] | None) -> Scores:
+def _read(
+    source: Any,
+    labels: Any,
+    method: str,
+    dynamics: Any,
+    class_names: Sequence[str] | None,
+    ignore_index: int,
+) -> Scores:
     """Everything that the arguments say about the samples, checked; what the method needs is there."""
     known: dict[str, Any] = {"alpha": None, "aum": None, "confidence": None, "pred_probs": None}
     classes = None
@@ -219,7 +237,7 @@ def _read(source: Any, labels: Any, method: str, dynamics: Any, class_names: Seq
         or hasattr(source, "dense")
         or isinstance(source, AlphaStatistics)
     ):
-        known["alpha"] = alpha_statistics(source, labels)
+        known["alpha"] = alpha_statistics(source, labels, ignore_index=ignore_index)
         classes = known["alpha"].num_classes
     elif method == "confidence":
         known.update(_probabilities(source))
@@ -233,8 +251,23 @@ def _read(source: Any, labels: Any, method: str, dynamics: Any, class_names: Seq
         if values is not None and len(values) != size:
             raise ValueError(f"dynamics must be of {size} samples, as source is, got {len(values)} ({name})")
     classes = class_count(classes, class_names)
-    check_range("labels", given, classes)
-    return Scores(given, classes, **known)
+    ignored = ignored_labels(given, ignore_index)
+    check_range("labels", given, classes, ignored)
+    for name in ("aum", "confidence"):
+        if known[name] is not None:
+            known[name][ignored] = math.nan
+    return Scores(given, classes, **known, ignored=ignored)
+
+
+def _check_not_probabilities(source: Any, method: str | None, dynamics: Any) -> None:
+    """α is what an array stands for where the method does not say otherwise; probabilities would rank at random."""
+    if _holds_dynamics(source) or method == "alpha" or (method is not None and dynamics is None):
+        return
+    if are_probabilities(source):
+        raise ValueError(
+            "source looks like probabilities of all classes (in [0, 1], each row's sum is 1), not like α: for "
+            "probabilities pass method='confidence' and no dynamics"
+        )
 
 
 def _check_method(method: str, source: Any, known: dict[str, Any]) -> None:
@@ -273,10 +306,11 @@ def _dynamics_columns(name: str, dynamics: Any) -> dict[str, np.ndarray]:
 
 def _probabilities(source: Any) -> dict[str, np.ndarray]:
     values = _numbers("source", source, ("(N,)", "(N, K)"))
-    inside = (values >= 0) & (values <= 1)
+    inside = (values >= -_ROUNDING) & (values <= 1 + _ROUNDING)
     rows: np.ndarray = ~(inside | np.isnan(values)) if values.ndim == 1 else ~np.all(inside, axis=1)
     if rows.any():
         raise ValueError(f"source must hold probabilities in [0, 1], it does not for {count_and_ids(rows)}")
+    np.clip(values, 0, 1, out=values)
     return {"confidence": values} if values.ndim == 1 else {"pred_probs": values}
 
 

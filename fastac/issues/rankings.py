@@ -33,8 +33,8 @@ _LEAST_ALPHA = 1e-3  # of the largest, whose logarithm would be infinite
 @dataclass(frozen=True, eq=False)
 class Scores:
     """What is known of N samples. given: (N,) int64. num_classes: K, None where only the labels tell. aum,
-    confidence (the mean p_y): (N,) float64,
-    NaN for samples that were never seen. pred_probs: (N, K) float64."""
+    confidence (the mean p_y): (N,) float64, NaN for samples that were never seen, as those whose label is ignored.
+    pred_probs: (N, K) float64. ignored: (N,) bool, whose label is none; None for all labels being some."""
 
     given: np.ndarray
     num_classes: int | None
@@ -42,11 +42,17 @@ class Scores:
     aum: np.ndarray | None = None
     confidence: np.ndarray | None = None
     pred_probs: np.ndarray | None = None
+    ignored: np.ndarray | None = None
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """(N,) bool: whose label is not ignored."""
+        return np.ones(len(self.given), bool) if self.ignored is None else ~self.ignored
 
     @property
     def classes(self) -> int:
         """K, or how many classes the labels show."""
-        return self.num_classes or int(self.given.max()) + 1
+        return self.num_classes or int(self.given[self.labelled].max(initial=0)) + 1
 
 
 @dataclass(eq=False)
@@ -67,18 +73,20 @@ def rank_alpha(scores: Scores) -> Ranking:
     alpha = scores.alpha
     assert alpha is not None
     columns = _alpha_columns(alpha)
+    seen = scores.labelled & (alpha.drawn if scores.aum is None else ~np.isnan(scores.aum))
+    by_highest = np.argsort(np.where(seen, -alpha.highest, math.inf), kind="stable")
     if alpha.form == "ac1":
-        max_rank = positions(np.argsort(-alpha.highest, kind="stable"))
-        min_rank = positions(np.argsort(alpha.lowest, kind="stable"))
+        max_rank = positions(by_highest)
+        min_rank = positions(np.argsort(np.where(seen, alpha.lowest, math.inf), kind="stable"))
         turn = np.minimum(
             2 * max_rank, 2 * min_rank + 1
         )  # in which Algorithm 2 takes the sample; no two are equal
         order = np.argsort(turn)
     else:
-        order = np.argsort(-alpha.highest, kind="stable")
+        order = by_highest
     suggested = _alpha_suggestions(alpha)
     number = _alpha_issues(alpha) if scores.aum is None else int((wrong_probability(scores) > 0.5).sum())
-    return Ranking(order, *_by_position(order, len(order), number), suggested, columns)
+    return Ranking(order, *_by_position(order, int(seen.sum()), number), suggested, columns)
 
 
 def rank_aum(scores: Scores) -> Ranking:
@@ -93,7 +101,7 @@ def rank_aum(scores: Scores) -> Ranking:
 def rank_confidence(scores: Scores) -> Ranking:
     """By the probability of the given label, adjusted by class."""
     if scores.pred_probs is not None:
-        return _rank_pred_probs(scores.pred_probs, scores.given, scores.classes)
+        return _rank_pred_probs(scores.pred_probs, scores.given, scores.classes, scores.labelled)
     confidence = scores.confidence
     assert confidence is not None
     quality = confident.adjusted_self_confidence(confidence, scores.given, scores.classes)
@@ -163,21 +171,27 @@ def positions(order: np.ndarray) -> np.ndarray:
 def _alpha_issues(alpha: AlphaStatistics) -> int:
     """How many samples α itself has in its upper group: by the logarithm of α* at the given label less the rival's
     (AC2: of α), because clean labels have α over several orders of magnitude."""
-    size = alpha.offset - alpha.rival_offset if alpha.form == "ac1" else alpha.offset
-    if size.max() <= 0:
+    size = (alpha.offset - alpha.rival_offset if alpha.form == "ac1" else alpha.offset)[alpha.drawn]
+    if size.max(initial=0.0) <= 0:
         return 0
     size = np.maximum(size / size.max(), _LEAST_ALPHA)
     score = -np.log(size)
     return int((fit_mixture(score, size > 0.5).wrong(score) > 0.5).sum())
 
 
-def _rank_pred_probs(pred_probs: np.ndarray, given: np.ndarray, num_classes: int) -> Ranking:
+def _rank_pred_probs(
+    pred_probs: np.ndarray, given: np.ndarray, num_classes: int, labelled: np.ndarray
+) -> Ranking:
+    suggested = pred_probs.argmax(axis=1)
+    quality, flagged = np.full(len(given), math.nan), np.zeros(len(given), bool)
+    if not labelled.all():
+        pred_probs, given = pred_probs[labelled], given[labelled]
     own = pred_probs[np.arange(len(given)), given]
     threshold = confident.class_thresholds(own, given, num_classes)
-    quality = confident.adjusted_confidence(pred_probs, given, threshold)
-    flagged, guess = confident.off_diagonal(pred_probs, given, threshold)
-    suggested = np.where(flagged, guess, pred_probs.argmax(axis=1))
-    return Ranking(np.argsort(quality, kind="stable"), quality, flagged, suggested)
+    quality[labelled] = confident.adjusted_confidence(pred_probs, given, threshold)
+    flagged[labelled], guess = confident.off_diagonal(pred_probs, given, threshold)
+    suggested[flagged] = guess[flagged[labelled]]
+    return Ranking(np.argsort(quality, kind="stable"), quality, flagged, suggested)  # NaN comes last
 
 
 def _alpha_suggestions(alpha: AlphaStatistics) -> np.ndarray:

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from fastac.dynamics import TrainingDynamics
-from fastac.issues.checks import check_percent, check_range, integer_vector, vector
+from fastac.issues.checks import (
+    ClassNames,
+    check_percent,
+    check_range,
+    integer_vector,
+    listed_names,
+    vector,
+)
 from fastac.issues.find import issues_frame
 from fastac.issues.rankings import Ranking, Scores, positions
 from fastac.loss import AutoCleansingLoss
@@ -79,7 +86,7 @@ class ThresholdRuns:
         return losses[0] + losses[1]
 
     def find_label_issues(
-        self, *, percentile: float = 99.0, class_names: Sequence[str] | None = None
+        self, *, percentile: float = 99.0, class_names: ClassNames | None = None
     ) -> pd.DataFrame:
         """As find_threshold_issues."""
         aum = [dynamics.aum.cpu().numpy() for dynamics in self.dynamics]
@@ -94,13 +101,14 @@ def find_threshold_issues(
     labels: Any,
     *,
     percentile: float = 99.0,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
 ) -> pd.DataFrame:
     """Judge each sample by the runs in which it is no threshold sample.
 
     aum: (2, N) floating-point, of two runs; NaN for samples that were never seen.
     sets: (2, M) integers, each run's threshold samples, disjoint. labels: (N,) integers, the given ones.
-    percentile: of the threshold samples' AUM in a run, its threshold (linear interpolation).
+    percentile: of the threshold samples' AUM in a run, its threshold (linear interpolation). class_names: as for
+        find_label_issues.
 
     A label is an issue if its AUM is not above the threshold in any of those runs: in the one run for a sample that the
     other one gave the false label, in both for all other samples. The ranking is by the AUM less the threshold, the
@@ -111,7 +119,8 @@ def find_threshold_issues(
     """
     check_percent("percentile", percentile)
     given = integer_vector("labels", labels, len(labels))
-    check_range("labels", given, None if class_names is None else len(class_names))
+    names = None if class_names is None else listed_names(class_names)
+    check_range("labels", given, None if names is None else len(names))
     values = np.stack([vector(run) for run in aum])
     if values.shape != (2, len(given)):
         raise ValueError(f"aum must be (2, {len(given)}), of two runs, got {values.shape}")
@@ -129,7 +138,7 @@ def find_threshold_issues(
         above[run, ids[run]] = math.nan
         values[run, ids[run]] = math.nan
     return _judge(
-        given, np.fmax(*above), np.nanmean(np.where(np.isnan(values).all(0), 0, values), axis=0), class_names
+        given, np.fmax(*above), np.nanmean(np.where(np.isnan(values).all(0), 0, values), axis=0), names
     )
 
 

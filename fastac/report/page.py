@@ -23,6 +23,7 @@ import numpy as np
 from fastac.data.label_files import labels_digest
 from fastac.decisions import Decision
 from fastac.extras import require
+from fastac.issues.checks import ClassNames, listed_names
 from fastac.report.offsets import TopOffsets, top_offsets
 from fastac.report.thumbnails import thumbnail_side, thumbnail_uri
 
@@ -42,7 +43,7 @@ def write_review_page(
     path: str | Path,
     issues: pd.DataFrame,
     *,
-    class_names: Sequence[str],
+    class_names: ClassNames,
     labels: Any,
     images: Sequence[Any] | np.ndarray | pd.Series | Mapping[int, Any] | Callable[[int], Any] | None = None,
     texts: Sequence[str] | np.ndarray | pd.Series | Mapping[int, str] | Callable[[int], str] | None = None,
@@ -64,8 +65,8 @@ def write_review_page(
     issues: a row a sample, the most suspicious first, as from fastac.find_label_issues: index, given_label,
         suggested_label (may be missing for a sample), is_label_issue; `kind` (str) to filter by and `path` (str) if
         there; all numeric columns are shown as scores.
-    class_names: K names. labels: (N,) integers in [0, K), all labels that were trained on: their digest is the
-        fingerprint by which decisions know their data.
+    class_names: K names, in order or by class, as in transformers' id2label. labels: (N,) integers in [0, K), all
+        labels that were trained on: their digest is the fingerprint by which decisions know their data.
     images: by sample id a PIL image, (H, W), (H, W, 1) or (H, W, 3) uint8 pixels, or None where there is none to show.
     texts: by sample id the text, cut after 20,000 characters.
         Each is a sequence of N (a pandas Series goes by position, whatever its index), a mapping or function of the id.
@@ -77,6 +78,7 @@ def write_review_page(
 
     Raises ValueError for arguments that do not fit each other.
     """
+    class_names = listed_names(class_names)
     given = _labels(labels, len(class_names))
     if images is not None and texts is not None:
         raise ValueError("images and texts are both given; it should be one of them")
@@ -308,7 +310,7 @@ def _clean(text: Any, longest: int | None = None) -> str:
 
 def _labels(labels: Any, num_classes: int) -> np.ndarray:
     array = labels.detach().cpu().numpy() if hasattr(labels, "detach") else np.asarray(labels)
-    if array.dtype.kind not in "iu" or array.ndim != 1:
+    if array.dtype.kind not in "biu" or array.ndim != 1:
         raise ValueError(f"labels is {array.dtype} {array.shape}; it should be integers (N,)")
     if array.size == 0 or array.min() < 0 or array.max() >= num_classes:
         span = f"from {array.min()} to {array.max()}" if array.size else "empty"

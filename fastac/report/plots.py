@@ -77,7 +77,7 @@ def plot_curves(metrics_csv: Path | Mapping[str, Path], out: Path, *, title: str
 def plot_alpha(alpha: Any, labels: Any, out: Path, flipped: Any = None, *, title: str | None = None) -> None:
     """Histogram of α̂ = α − mean_k α at the samples' given labels (AC2: of α), counts on a logarithmic axis.
 
-    alpha, labels: as `source` and `labels` of fastac.issues.find_label_issues.
+    alpha, labels: as `source` and `labels` of fastac.issues.find_label_issues; labels of −100 are left out.
     out: the PNG file to write.
     flipped: (N,) bool, True where the label is known to be wrong: these get their own colour.
     title: over the picture; should name the data and the run.
@@ -86,13 +86,14 @@ def plot_alpha(alpha: Any, labels: Any, out: Path, flipped: Any = None, *, title
     by its lowest α̂ instead.
     """
     offsets = given_label_alpha(alpha, labels)
-    groups = {"samples": np.ones(len(offsets), bool)}
+    known = ~np.isnan(offsets)
+    groups = {"samples": known}
     if flipped is not None:
         wrong = np.asarray(flipped)
         if wrong.dtype != np.bool_ or wrong.shape != offsets.shape:
             raise ValueError(f"flipped must be ({len(offsets)},) bool, got {wrong.shape} {wrong.dtype}")
-        groups = {"label is right": ~wrong, "label is wrong": wrong}
-    edges = _edges(offsets)
+        groups = {"label is right": known & ~wrong, "label is wrong": known & wrong}
+    edges = _edges(offsets[known])
     with drawing():
         figure = new_figure(8, 4.8, layout="constrained")
         axes = figure.subplots()
