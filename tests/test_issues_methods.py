@@ -1,5 +1,7 @@
 """The other rankings, the mixture that says how many labels are wrong, the kinds, and α read by parts."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ import fastac
 from fastac.issues import AlphaStatistics, alpha_statistics, detection_scores, find_label_issues, issue_kinds
 from fastac.issues import alpha as alpha_module
 from fastac.issues.mixture import fit_mixture, otsu_threshold
-from fastac.issues.rankings import combined_score
+from fastac.issues.rankings import combined_score, probability_margin
 
 pd = pytest.importorskip("pandas")
 
@@ -514,3 +516,29 @@ def test_labels_outside_the_tables_classes():
         table = fastac.AlphaTable(3, 2, form=form)
         with pytest.raises(ValueError, match=r"labels must be in \[0, 2\), got 2"):
             alpha_module.alpha_statistics(table, [0, 1, 2])
+
+
+def test_the_probabilities_margin_in_the_combination():
+    """Of samples with equal AUM those come first in which another class was as probable as the label."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(3), 50)
+    label, others = probabilities[:, 0], probabilities[:, 1:]
+    el2n = np.sqrt((1 - label) ** 2 + (others**2).sum(1))
+    margin = probability_margin(label, el2n)
+    np.testing.assert_allclose(margin, label - np.linalg.norm(others, axis=1), atol=1e-12)
+    assert not np.isnan(
+        probability_margin(np.array([0.2]), np.array([0.79]))
+    ).any()  # means don't fit each other
+    frame = pd.DataFrame({"index": np.arange(50), "aum": np.ones(50), "p_mean": label, "el2n": el2n})
+    labels = np.zeros(50, int)
+    ranked = find_label_issues(frame, labels)["index"].to_numpy()
+    assert ranked.tolist() == np.argsort(margin, kind="stable").tolist()
+    assert find_label_issues(frame.drop(columns="el2n"), labels)["index"].tolist() == list(range(50))
+
+
+def test_the_combination_of_samples_that_were_not_seen():
+    frame = dynamics_frame(np.array([1.0, math.nan, 2.0, 3.0]), np.array([0.5, math.nan, 0.7, 0.9]))
+    frame["el2n"] = [0.6, math.nan, 0.4, 0.1]
+    issues = find_label_issues(frame, np.zeros(4, int))
+    assert issues["index"].tolist() == [0, 2, 3, 1]
+    assert issues["label_quality"].isna().tolist() == [False, False, False, True]

@@ -88,7 +88,8 @@ def find_label_issues(
         aum         AUM ascending
         confidence  p_y less the mean p_y of the samples with that label, ascending (confident learning)
         combined    AUM ascending, by its place among all samples and, with half the weight, among those with the same
-                    label. α gives the suggested labels and the kinds, and has no part in this ranking
+                    label, together with the margin of the mean probabilities where EL2N is known. α gives the suggested
+                    labels and the kinds, and has no part in this ranking
 
     Returns one row a sample:
         index             int64: the sample's id, its position in `labels`
@@ -220,7 +221,7 @@ def _read(
     ignore_index: int,
 ) -> Scores:
     """Everything that the arguments say about the samples, checked; what the method needs is there."""
-    known: dict[str, Any] = {"alpha": None, "aum": None, "confidence": None, "pred_probs": None}
+    known: dict[str, Any] = dict.fromkeys(("alpha", "aum", "confidence", "el2n", "pred_probs"))
     classes = None
     if dynamics is not None:
         known.update(_dynamics_columns("dynamics", dynamics))
@@ -253,7 +254,7 @@ def _read(
     classes = class_count(classes, class_names)
     ignored = ignored_labels(given, ignore_index)
     check_range("labels", given, classes, ignored)
-    for name in ("aum", "confidence"):
+    for name in ("aum", "confidence", "el2n"):
         if known[name] is not None:
             known[name][ignored] = math.nan
     return Scores(given, classes, **known, ignored=ignored)
@@ -285,7 +286,7 @@ def _check_method(method: str, source: Any, known: dict[str, Any]) -> None:
 
 
 def _dynamics_columns(name: str, dynamics: Any) -> dict[str, np.ndarray]:
-    """AUM and, where they are there, mean p_y, by id."""
+    """AUM and, where they are there, mean p_y and EL2N, by id."""
     frame = dynamics.frame() if hasattr(dynamics, "frame") else dynamics
     if not hasattr(frame, "columns"):  # something that has the AUM alone
         if not hasattr(frame, "aum"):
@@ -301,6 +302,8 @@ def _dynamics_columns(name: str, dynamics: Any) -> dict[str, np.ndarray]:
         )
     by_id = np.argsort(ids)
     columns = {"aum": frame["aum"], "confidence": frame["p_mean"]}
+    if "el2n" in frame.columns:
+        columns["el2n"] = frame["el2n"]
     return {key: column.to_numpy(np.float64)[by_id] for key, column in columns.items()}
 
 

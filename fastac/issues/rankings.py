@@ -17,6 +17,7 @@ __all__ = [
     "Scores",
     "combined_score",
     "positions",
+    "probability_margin",
     "rank_alpha",
     "rank_aum",
     "rank_combined",
@@ -41,6 +42,7 @@ class Scores:
     alpha: AlphaStatistics | None = None
     aum: np.ndarray | None = None
     confidence: np.ndarray | None = None
+    el2n: np.ndarray | None = None
     pred_probs: np.ndarray | None = None
     ignored: np.ndarray | None = None
 
@@ -120,7 +122,11 @@ def rank_combined(scores: Scores) -> Ranking:
     aum = scores.aum
     assert aum is not None
     seen = int((~np.isnan(aum)).sum())
-    order = np.argsort(combined_score(aum, scores.given, scores.classes), kind="stable")
+    score = combined_score(aum, scores.given, scores.classes)
+    if scores.confidence is not None and scores.el2n is not None:
+        margin = _standardised(probability_margin(scores.confidence, scores.el2n))
+        score += np.nan_to_num(margin, nan=0.0)
+    order = np.argsort(score, kind="stable")
     wrong = np.sort(wrong_probability(scores))[
         ::-1
     ]  # as many of each probability as the AUM has, in this ranking's order
@@ -147,15 +153,23 @@ def combined_score(aum: np.ndarray, given: np.ndarray, num_classes: int) -> np.n
     score = np.full(len(aum), math.nan)
     if not len(seen):
         return score
-    middle, spread = _median_and_iqr(aum[seen])
-    spread = spread or 1.0
-    score[seen] = (aum[seen] - middle) / spread
+    score[seen] = _standardised(aum[seen])
+    spread = _median_and_iqr(aum[seen])[1] or 1.0
     for members in classes_of(given[seen], num_classes):
         ids = seen[members]
         middle, own = _median_and_iqr(aum[ids])
         weight = _WITHIN_CLASS * len(ids) / (len(ids) + _FEW)
         score[ids] += weight * (aum[ids] - middle) / (own + spread / 10)
     return score
+
+
+def probability_margin(confidence: np.ndarray, el2n: np.ndarray) -> np.ndarray:
+    """(N,) float64, about the margin of the mean probabilities: p̄_y less the length of the other classes' vector, which
+    is little more than the largest of them. Of a vector p, EL2N² = (1 − p_y)² + Σ_{k≠y} p_k².
+
+    confidence: (N,) the mean p_y; el2n: (N,) the mean EL2N (Paul et al. 2021) of the same visits."""
+    others = np.sqrt(np.maximum(el2n**2 - (1 - confidence) ** 2, 0))
+    return np.asarray(confidence - others)
 
 
 def positions(order: np.ndarray) -> np.ndarray:
@@ -218,6 +232,15 @@ def _by_position(order: np.ndarray, num_seen: int, number: int) -> tuple[np.ndar
     position = positions(order)
     quality = position / (num_seen - 1) if num_seen > 1 else np.ones(len(order))
     return np.where(position < num_seen, quality, math.nan), position < min(number, num_seen)
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """(values − median) / IQR over those that are not NaN."""
+    seen = values[~np.isnan(values)]
+    if not len(seen):
+        return values
+    middle, spread = _median_and_iqr(seen)
+    return (values - middle) / (spread or 1.0)
 
 
 def _median_and_iqr(values: np.ndarray) -> tuple[float, float]:
