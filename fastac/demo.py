@@ -54,7 +54,7 @@ def comparison(results: dict[str, dict[str, Any]]) -> str:
     ]
     for loss, result in results.items():
         score = result["detection"][result["issues_by"]]
-        by = {"combined": "AUM, overall and by class", "alpha": "α (Algorithm 2)", "aum": "AUM"}[
+        by = {"combined": "AUM and probabilities", "alpha": "α (Algorithm 2)", "aum": "AUM"}[
             result["issues_by"]
         ]
         lines.append(

@@ -107,7 +107,7 @@ def _rank_labels(
     class_names: Sequence[str],
     percent: float | None,
 ) -> RankedLabels:
-    """By AUM overall and by class, or by α where there are no dynamics."""
+    """By AUM and mean probabilities, or by α where there are no dynamics."""
     rankings = {}
     for method, needed in (("combined", frame), ("alpha", alpha), ("aum", frame)):
         if needed is not None:

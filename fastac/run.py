@@ -33,7 +33,7 @@ from fastac.version import __version__
 
 __all__ = ["RunFolder", "environment", "git_state", "results_text", "write_json", "write_results"]
 
-_BY = {"combined": "AUM overall and by class", "alpha": "α (Algorithm 2)", "aum": "AUM"}
+_BY = {"combined": "AUM and probabilities", "alpha": "α (Algorithm 2)", "aum": "AUM"}
 
 
 class RunFolder:

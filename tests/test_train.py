@@ -681,7 +681,7 @@ def test_the_pictures_name_data_network_and_loss(tmp_path, monkeypatch):
     assert titles == {
         "plot_curves": "digits, cnn, ac1, seed 3: accuracy and loss",
         "plot_alpha": "digits, cnn, ac1, seed 3: α of the given labels",
-        "contact_sheet": "digits, cnn, ac1, seed 3: the most suspicious labels, by AUM overall and by class",
+        "contact_sheet": "digits, cnn, ac1, seed 3: the most suspicious labels, by AUM and probabilities",
     }
 
 
