@@ -504,6 +504,8 @@ def test_augment_as_a_user_runs_it(bench, tmp_path, capsys):
 def test_recording_adds_nothing_for_the_host_to_do(bench, tmp_path, monkeypatch, capsys):
     """The package aum reads four values a sample; the loss with dynamics calls no operator more than without."""
     pytest.importorskip("aum")
+    pytest.importorskip("fastac.cpu", reason="the native CPU backend is not built", exc_type=ImportError)
+    monkeypatch.setenv("FASTAC_BACKEND", "cpu")  # the reference records by many operators
     recording = bench("recording")
     monkeypatch.setattr(recording, "SAMPLES", 700)  # the last batch is smaller
     options = ["--model", "cnn", "--rounds", "1", "--steps", "1", "--limit", "1e9", "--out", str(tmp_path)]
