@@ -2,6 +2,7 @@
 
     python bench/detection.py                      # digits and Fashion-MNIST: half an hour of one core
     python bench/detection.py --data cifar10 --data-dir FOLDER --device cuda     # with CIFAR-10N's labels
+    python bench/detection.py --data cifar10-small --data-dir FOLDER     # the same in hours of a core
 
 Every method is scored on labels that were made wrong on purpose (CIFAR-10: by people). What was trained already is
 taken from --runs, so an interrupted benchmark goes on. Writes NAME.json, NAME.md and NAME.png to --out.
