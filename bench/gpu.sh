@@ -4,7 +4,7 @@
 #     bench/gpu.sh FOLDER [PART...]
 #
 # PART, all by default, in this order: build, test, triton, ac1, ac2, momentum, bfloat16, table, step, compiled, graphs,
-# images, epoch, train, kernels, sharding, loader, augment.
+# images, epoch, train, kernels, sharding, loader, augment, recording.
 #   build     the CUDA backend, for the GPU's architecture or FASTAC_ARCHS (as CMAKE_CUDA_ARCHITECTURES)
 #   test      pytest -m gpu                  triton    the Triton backend beside the reference, compiled
 #   ac1, ac2, momentum, bfloat16             bench/loss.py: a form, a momentum buffer, α in bfloat16
@@ -15,10 +15,11 @@
 #   epoch     bench/epoch.py --check: an epoch of CIFAR's recipes, one run and several side by side
 #   sharding  bench/sharding.py on all GPUs, with DeepSpeed where it is installed
 #   loader    bench/loader.py                augment   bench/augment.py, the augmentation policies
+#   recording bench/recording.py: what AUM costs, ours and the package aum's, which must be installed
 #   train     the demo recipe with cross entropy and AC1, the epochs' images a second in its log
 # A part takes 1 to 6 minutes, all about 45, and is stopped after its limit. One that fails doesn't stop the others; the
 # exit status is 1 if one did. For a GPU that is lent for ten minutes at a time, by what they tell:
-#     build test triton kernels        build ac1 table graphs        build step epoch train
+#     build test triton kernels        build ac1 table graphs        build step epoch train recording
 # FOLDER gets the records (JSON), plots and one log a part. ARCHIVE=FILE.tgz: all of it, checkpoints left out, in one file
 # too. LOSS_SIZES ("256x1000 ...") limits the sizes of bench/loss.py. PYTHON names the interpreter (default python3), which
 # has torch with CUDA, triton, pytest, hypothesis, pandas, matplotlib, scikit-learn, tomli_w and tqdm; with pytest-xdist the
@@ -26,8 +27,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 known="build test triton ac1 ac2 momentum bfloat16 table step compiled graphs images epoch train kernels sharding"
-known="$known loader augment"
-[ $# -ge 1 ] || { sed -n '2,27s/^# \{0,1\}//p' "$0"; exit 2; }
+known="$known loader augment recording"
+[ $# -ge 1 ] || { sed -n '2,28s/^# \{0,1\}//p' "$0"; exit 2; }
 folder=$1
 shift
 parts=${*:-$known}
@@ -126,6 +127,7 @@ for name in $parts; do
         "$PYTHON" -c 'import deepspeed' 2>/dev/null || zero=--no-zero
         part sharding 400 "$PYTHON" bench/sharding.py --device cuda "$zero" --out "$out"
         ;;
+    recording) part recording 180 "$PYTHON" bench/recording.py --device cuda --out "$out" ;;
     augment) part augment 120 "$PYTHON" bench/augment.py --device cuda --out "$out" ;;
     kernels) part kernels 120 "$PYTHON" bench/kernels.py --device cuda --out "$out" ;;
     esac
