@@ -90,6 +90,9 @@ def test_combined_score_is_its_formula():
         expected = (aum[i] - np.median(aum[known])) / iqr + 0.5 * len(own) / (len(own) + 10) * within
         assert score[i] == pytest.approx(expected)
     assert (combined_score(np.ones(5), np.zeros(5, int), 1) == 0).all()
+    margin = np.where(known, rng.normal(size=300), np.nan)
+    third = (margin - np.median(margin[known])) / stats.iqr(margin[known])
+    np.testing.assert_allclose(combined_score(aum, given, 6, margin)[known], (score + third)[known])
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.4])

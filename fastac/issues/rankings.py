@@ -122,14 +122,12 @@ def rank_combined(scores: Scores) -> Ranking:
     aum = scores.aum
     assert aum is not None
     seen = int((~np.isnan(aum)).sum())
-    score = combined_score(aum, scores.given, scores.classes)
+    margin = None
     if scores.confidence is not None and scores.el2n is not None:
-        margin = _standardised(probability_margin(scores.confidence, scores.el2n))
-        score += np.nan_to_num(margin, nan=0.0)
-    order = np.argsort(score, kind="stable")
-    wrong = np.sort(wrong_probability(scores))[
-        ::-1
-    ]  # as many of each probability as the AUM has, in this ranking's order
+        margin = probability_margin(scores.confidence, scores.el2n)
+    order = np.argsort(combined_score(aum, scores.given, scores.classes, margin), kind="stable")
+    # As many of each probability as the AUM has, in this ranking's order.
+    wrong = np.sort(wrong_probability(scores))[::-1]
     place = np.arange(len(aum)) / max(1, seen - 1)
     quality = np.empty(len(aum))
     quality[order] = np.where(np.arange(len(aum)) < seen, (1 - wrong) * (1 - _TIE) + _TIE * place, math.nan)
@@ -142,9 +140,11 @@ def rank_combined(scores: Scores) -> Ranking:
     return Ranking(order, quality, flagged, suggested, columns)
 
 
-def combined_score(aum: np.ndarray, given: np.ndarray, num_classes: int) -> np.ndarray:
+def combined_score(
+    aum: np.ndarray, given: np.ndarray, num_classes: int, margin: np.ndarray | None = None
+) -> np.ndarray:
     """(N,) float64, higher is cleaner: (AUM − median) / IQR over all samples, plus half of the same over the samples
-    with the same label.
+    with the same label, plus (margin − median) / IQR where `margin`, (N,), is known: see probability_margin.
 
     The second part sees a wrong label in a class whose margins are all small or all large, as in classes that are
     easily taken for each other. A class's IQR is widened by a tenth of that of all samples, so that a class of
@@ -160,6 +160,8 @@ def combined_score(aum: np.ndarray, given: np.ndarray, num_classes: int) -> np.n
         middle, own = _median_and_iqr(aum[ids])
         weight = _WITHIN_CLASS * len(ids) / (len(ids) + _FEW)
         score[ids] += weight * (aum[ids] - middle) / (own + spread / 10)
+    if margin is not None:
+        score += np.nan_to_num(_standardised(margin), nan=0.0)
     return score
 
 
